@@ -1,0 +1,5 @@
+"""`python -m visual_search` is `vsearch`."""
+
+from visual_search.cli import main
+
+main()

@@ -1,0 +1,344 @@
+"""Which images this worker may work on: seed, take, renew, rescue and give back leases.
+
+All claims of one open shard carry one lease's token. Only the database's clock decides whether a
+lease lives. Every function is one step inside the caller's short transaction.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from visual_search.database.schema import SEEDING_LOCK
+from visual_search.errors import FailureReason, FencedError
+from visual_search.images import ClaimedImage, ImageId, LeaseToken, ModelKey, RunId
+
+SEED_ROWS: Final = 100_000
+DEATHS_TO_FAIL: Final = 4
+
+
+class Suspicion(Enum):
+    """How many images may share a worker with one that may have killed a worker.
+
+    The value holds the range of `crashes` and the largest claim. The first death suspects
+    everything that was claimed; the second happens among at most 32; from then on each image is
+    alone, and after `DEATHS_TO_FAIL` deaths, two of them alone, it is failed.
+    """
+
+    NONE = (0, 0, 1_000_000)
+    SOME = (1, 1, 32)
+    GRAVE = (2, DEATHS_TO_FAIL, 1)
+
+    @property
+    def rows(self) -> int:
+        """The largest claim."""
+        return self.value[2]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """What is left for later when nothing can be claimed now.
+
+    Attributes:
+        waiting: Pending images, all of them due later.
+        due_in_s: Seconds until the first of them is due.
+        lease_ends_in_s: Seconds until the first lease of any worker ends unless it is renewed.
+    """
+
+    waiting: int
+    due_in_s: float | None
+    lease_ends_in_s: float | None
+
+    @property
+    def next_in_s(self) -> float | None:
+        """Seconds until there may be something to claim, `None` if nothing is left."""
+        known = [s for s in (self.due_in_s, self.lease_ends_in_s) if s is not None]
+        return max(0.0, min(known)) if known else None
+
+
+def seed_images(connection: Connection, model_key: ModelKey) -> int:
+    """Make the next images of the catalogue pending for a model.
+
+    Returns:
+        How many, at most `SEED_ROWS`; 0 when the model knows the whole catalogue.
+    """
+    behind = connection.execute(
+        text("""
+            SELECT EXISTS (
+                SELECT FROM images
+                WHERE image_id > (SELECT seeded_to FROM models WHERE model_key = :model_key)
+            )
+        """),
+        {"model_key": model_key},
+    ).scalar()
+    if not behind:
+        return 0
+    # Importers hold this lock shared: while it is held exclusively, no transaction is open that
+    # could still make an id below the new watermark visible.
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SEEDING_LOCK})
+    seeded = connection.execute(
+        text("""
+            WITH next AS MATERIALIZED (
+                SELECT image_id FROM images
+                WHERE image_id > (SELECT seeded_to FROM models WHERE model_key = :model_key)
+                ORDER BY image_id
+                LIMIT :rows
+            ), seeded AS (
+                INSERT INTO extractions (model_key, image_id)
+                SELECT :model_key, image_id FROM next
+            )
+            UPDATE models SET seeded_to = last.image_id
+            FROM (SELECT max(image_id) AS image_id, count(*) AS rows FROM next) AS last
+            WHERE model_key = :model_key AND last.rows > 0
+            RETURNING last.rows
+        """),
+        {"model_key": model_key, "rows": SEED_ROWS},
+    ).scalar()
+    return int(seeded or 0)
+
+
+def open_lease(
+    connection: Connection,
+    *,
+    token: LeaseToken,
+    model_key: ModelKey,
+    run_id: RunId,
+    lease_s: float,
+) -> None:
+    """Start a lease without claims; starting it twice is the same."""
+    connection.execute(
+        text("""
+            INSERT INTO leases (lease_token, model_key, run_id, expires_at)
+            VALUES (:token, :model_key, :run_id,
+                    clock_timestamp() + make_interval(secs => :lease_s))
+            ON CONFLICT (lease_token) DO NOTHING
+        """),
+        {"token": token, "model_key": model_key, "run_id": run_id, "lease_s": lease_s},
+    )
+
+
+def claim_images(
+    connection: Connection,
+    *,
+    token: LeaseToken,
+    model_key: ModelKey,
+    rows: int,
+    suspicion: Suspicion,
+) -> list[ClaimedImage]:
+    """Claim up to `rows` images that are due, longest due first.
+
+    Raises:
+        FencedError: The lease is gone; everything claimed under it has been given to others.
+    """
+    lock_lease(connection, token)
+    least, most, largest = suspicion.value
+    claimed = connection.execute(
+        text("""
+            WITH due AS MATERIALIZED (
+                SELECT image_id FROM extractions
+                WHERE model_key = :model_key AND status = 'pending'
+                  AND next_attempt_at <= clock_timestamp()
+                  AND crashes BETWEEN :least AND :most
+                ORDER BY next_attempt_at, image_id
+                LIMIT :rows
+                FOR UPDATE SKIP LOCKED
+            ), claimed AS (
+                UPDATE extractions e SET status = 'claimed', lease_token = :token
+                FROM due
+                WHERE e.model_key = :model_key AND e.image_id = due.image_id
+                  AND e.status = 'pending'
+                RETURNING e.image_id, e.attempts, e.crashes
+            )
+            SELECT image_id, attempts, crashes, image_key, url
+            FROM claimed JOIN images USING (image_id)
+            ORDER BY image_id
+        """),
+        {
+            "model_key": model_key,
+            "token": token,
+            "rows": min(rows, largest),
+            "least": least,
+            "most": most,
+        },
+    )
+    return [
+        ClaimedImage(
+            image_id=ImageId(row.image_id),
+            image_key=row.image_key,
+            url=row.url,
+            lease_token=token,
+            attempts=row.attempts,
+            crashes=row.crashes,
+        )
+        for row in claimed
+    ]
+
+
+def lock_lease(connection: Connection, token: LeaseToken) -> None:
+    """Hold the lease until the transaction ends. One that has expired but that nobody took counts.
+
+    Raises:
+        FencedError: There is no such lease any more.
+    """
+    held = connection.execute(
+        text("SELECT FROM leases WHERE lease_token = :token FOR UPDATE"), {"token": token}
+    ).first()
+    if held is None:
+        raise FencedError(f"lease {token} was taken over by another worker")
+
+
+def renew_leases(
+    connection: Connection, *, run_id: RunId, tokens: Collection[LeaseToken], lease_s: float
+) -> set[LeaseToken]:
+    """Let the leases of one run live another `lease_s`.
+
+    Returns:
+        Those that still exist; the others were taken over.
+    """
+    renewed = connection.execute(
+        text("""
+            UPDATE leases
+            SET expires_at = clock_timestamp() + make_interval(secs => :lease_s)
+            WHERE run_id = :run_id AND lease_token = ANY(CAST(:tokens AS uuid[]))
+            RETURNING lease_token
+        """),
+        {"run_id": run_id, "tokens": [str(token) for token in tokens], "lease_s": lease_s},
+    )
+    return {LeaseToken(row.lease_token) for row in renewed}
+
+
+def rescue_images(connection: Connection, model_key: ModelKey) -> int:
+    """Take the images of dead workers back: pending again, or failed after too many deaths.
+
+    Returns:
+        How many images were rescued.
+    """
+    expired = connection.execute(
+        text("""
+            SELECT lease_token FROM leases
+            WHERE model_key = :model_key AND expires_at < clock_timestamp()
+            FOR UPDATE SKIP LOCKED
+        """),
+        {"model_key": model_key},
+    )
+    tokens = [str(row.lease_token) for row in expired]
+    if not tokens:
+        return 0
+    rescued = connection.execute(
+        text("""
+            UPDATE extractions SET
+                status = CASE WHEN crashes + 1 >= :deaths THEN 'failed' ELSE 'pending' END,
+                failure_reason = CASE WHEN crashes + 1 >= :deaths THEN :reason
+                                      ELSE failure_reason END,
+                failure_detail = CASE WHEN crashes + 1 >= :deaths
+                                      THEN 'its worker died ' || crashes + 1 || ' times'
+                                      ELSE failure_detail END,
+                finished_at = CASE WHEN crashes + 1 >= :deaths THEN now() END,
+                crashes = crashes + 1,
+                lease_token = NULL,
+                next_attempt_at = now()
+            WHERE model_key = :model_key AND status = 'claimed'
+              AND lease_token = ANY(CAST(:tokens AS uuid[]))
+        """),
+        {
+            "model_key": model_key,
+            "tokens": tokens,
+            "deaths": DEATHS_TO_FAIL,
+            "reason": FailureReason.KILLS_WORKER.value,
+        },
+    )
+    connection.execute(
+        text("DELETE FROM leases WHERE lease_token = ANY(CAST(:tokens AS uuid[]))"),
+        {"tokens": tokens},
+    )
+    return rescued.rowcount
+
+
+def release_images(
+    connection: Connection, *, token: LeaseToken, image_ids: Sequence[ImageId]
+) -> int:
+    """Give claimed images back; nobody is charged.
+
+    Returns:
+        How many were still claimed under this lease.
+    """
+    released = connection.execute(
+        text("""
+            UPDATE extractions SET status = 'pending', lease_token = NULL
+            WHERE lease_token = :token AND status = 'claimed'
+              AND image_id = ANY(CAST(:image_ids AS bigint[]))
+        """),
+        {"token": token, "image_ids": list(image_ids)},
+    )
+    return released.rowcount
+
+
+def close_lease(connection: Connection, token: LeaseToken) -> int:
+    """End a lease; what is still claimed under it becomes pending again.
+
+    Returns:
+        How many images were given back.
+    """
+    released = connection.execute(
+        text("""
+            UPDATE extractions SET status = 'pending', lease_token = NULL
+            WHERE lease_token = :token AND status = 'claimed'
+        """),
+        {"token": token},
+    )
+    connection.execute(text("DELETE FROM leases WHERE lease_token = :token"), {"token": token})
+    return released.rowcount
+
+
+def outlook(connection: Connection, model_key: ModelKey) -> Outlook:
+    """What may become claimable later, and when."""
+    row = connection.execute(
+        text("""
+            SELECT
+                (SELECT count(*) FROM extractions
+                 WHERE model_key = :model_key AND status = 'pending') AS waiting,
+                (SELECT EXTRACT(epoch FROM min(next_attempt_at) - clock_timestamp())
+                 FROM extractions
+                 WHERE model_key = :model_key AND status = 'pending') AS due_in_s,
+                (SELECT EXTRACT(epoch FROM min(expires_at) - clock_timestamp())
+                 FROM leases WHERE model_key = :model_key) AS lease_ends_in_s
+        """),
+        {"model_key": model_key},
+    ).one()
+    return Outlook(
+        waiting=row.waiting,
+        due_in_s=None if row.due_in_s is None else float(row.due_in_s),
+        lease_ends_in_s=None if row.lease_ends_in_s is None else float(row.lease_ends_in_s),
+    )
+
+
+def retry_failed(
+    connection: Connection, *, model_key: ModelKey, reasons: Collection[FailureReason] | None = None
+) -> int:
+    """Make failed images pending again, with a clean slate; waiting ones become due now.
+
+    Args:
+        connection: Inside a transaction.
+        model_key: Whose failures.
+        reasons: Only these; `None` means all.
+
+    Returns:
+        How many images will be tried again.
+    """
+    named = None if reasons is None else [reason.value for reason in reasons]
+    again = connection.execute(
+        text("""
+            UPDATE extractions SET
+                status = 'pending', attempts = 0, crashes = 0, next_attempt_at = now(),
+                failure_reason = NULL, failure_detail = NULL, http_status = NULL,
+                finished_at = NULL
+            WHERE model_key = :model_key
+              AND (status = 'failed'
+                   OR (status = 'pending' AND next_attempt_at > clock_timestamp()))
+              AND (:all_reasons OR failure_reason = ANY(CAST(:reasons AS text[])))
+        """),
+        {"model_key": model_key, "all_reasons": named is None, "reasons": named or []},
+    )
+    return again.rowcount

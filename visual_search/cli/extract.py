@@ -1,0 +1,201 @@
+"""`vsearch extract`: the main job."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from visual_search.cli.context import CliContext, echo_json, table
+from visual_search.errors import ModelError, SettingsError
+
+if TYPE_CHECKING:
+    from visual_search.database.connection import Database
+    from visual_search.pipeline import ModelResult
+    from visual_search.settings import Settings
+
+
+def extract(
+    context: typer.Context,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="NAME", help="Model to run; may be repeated."),
+    ] = None,
+    all_models: Annotated[
+        bool, typer.Option("--all-models", help="Every active model of the catalogue.")
+    ] = False,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="URI", help="Folder for the Parquet shards.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Claim at most so many images per model.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed and waiting images again, now.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="auto, fp32 or bf16; another precision is another model.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per forward pass.")
+    ] = None,
+    max_failure_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--max-failure-rate",
+            min=0,
+            max=1,
+            help="Stop when more of the images fail for network reasons; 1 never stops.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Embed every image that has no vector from a model yet.
+
+    \b
+    Examples:
+      vsearch extract --model resnet18
+      vsearch extract --model resnet18 --model efficientnet_lite0
+      vsearch extract --all-models --output /data/vectors
+      vsearch extract --model resnet18 --limit 1000 --dry-run
+
+    \b
+    A second run finds nothing to do, downloads nothing and exits 0. Stopped or killed at any
+    moment, the next run goes on where this one was. Exit codes: 0 done (some images may have
+    failed), 1 failed, 2 usage or settings, 3 stopped by the failure rate, 75 temporary,
+    130 or 143 stopped by a signal.
+    """
+    cli: CliContext = context.obj
+    settings = cli.settings_with(
+        output=output,
+        embed={"device": device, "precision": precision, "batch_size": batch_size},
+        extract={"max_failure_rate": max_failure_rate},
+    )
+    with cli.database(settings) as database:
+        names = _names(database, model or [], all_models=all_models)
+        if dry_run:
+            _show_plans(database, settings, names, as_json=as_json)
+            return
+        results = _run(database, settings, names, limit, retry_failed, quiet=as_json)
+    from visual_search.pipeline import gravest
+
+    if as_json:
+        echo_json({"results": [_document(result) for result in results]})
+    raise typer.Exit(int(gravest(results)))
+
+
+def _run(
+    database: "Database",
+    settings: "Settings",
+    names: list[str],
+    limit: int | None,
+    retry_failed: bool,
+    *,
+    quiet: bool,
+) -> list["ModelResult"]:
+    from visual_search import pipeline
+    from visual_search.pipeline.signals import StopSignals
+
+    def show(result: "ModelResult") -> None:
+        if result.error:
+            typer.echo(f"vsearch: {result.model}: {result.error}", err=True)
+        if not quiet and (result.run_id or not result.error):
+            typer.echo(sentence(result))
+
+    with StopSignals() as stop:
+        return pipeline.extract(
+            database,
+            settings,
+            names,
+            stop=stop,
+            limit=limit,
+            retry_failed=retry_failed,
+            on_result=show,
+        )
+
+
+def sentence(result: "ModelResult") -> str:
+    """What a run did, in one line."""
+    from visual_search.status import duration
+
+    waiting = ""
+    if result.waiting:
+        due = "" if result.due_in_s is None else f" (next in {duration(max(0, result.due_in_s))})"
+        waiting = f"; {result.waiting:,} waiting for their next attempt{due}"
+    if result.run_id is None:
+        return f"{result.model}: nothing to do{waiting}"
+    figures = result.figures
+    rate = f", {figures.images_per_second:.1f} images/s" if figures.images_per_second else ""
+    return (
+        f"{result.model}: {figures.done:,} done, {figures.failed:,} failed, "
+        f"{result.shards:,} {'shard' if result.shards == 1 else 'shards'}{rate}{waiting}"
+    )
+
+
+def _names(database: "Database", names: list[str], *, all_models: bool) -> list[str]:
+    if all_models:
+        if names:
+            raise SettingsError("--model and --all-models exclude each other; give one of them")
+        from visual_search.models import registry
+
+        with database.transaction() as connection:
+            names = [model.name for model in registry.registered(connection) if model.active]
+        if not names:
+            raise ModelError("no model has run on this catalogue yet; name one with --model NAME")
+    if not names:
+        raise SettingsError("no model given; `vsearch extract --model NAME`, see `vsearch models list`")
+    return list(dict.fromkeys(names))
+
+
+def _show_plans(
+    database: "Database", settings: "Settings", names: list[str], *, as_json: bool
+) -> None:
+    from visual_search import pipeline
+
+    plans = [pipeline.plan(database, settings, name) for name in names]
+    if as_json:
+        echo_json(
+            {
+                "plans": [
+                    {
+                        "model": plan.model,
+                        "model_id": plan.model_id,
+                        "claimable": plan.claimable,
+                        "output": settings.output_uri,
+                    }
+                    for plan in plans
+                ]
+            }
+        )
+        return
+    typer.echo(
+        table(
+            ("model", "model_id", "would embed"),
+            [(plan.model, plan.model_id, plan.claimable) for plan in plans],
+        )
+    )
+
+
+def _document(result: "ModelResult") -> dict[str, Any]:
+    figures = result.figures
+    return {
+        "model": result.model,
+        "model_id": result.model_id,
+        "run_id": result.run_id,
+        "counts": {"claimed": figures.claimed, "done": figures.done, "failed": figures.failed},
+        "shards": result.shards,
+        "waiting": result.waiting,
+        "due_in_seconds": result.due_in_s,
+        "images_per_second": figures.images_per_second,
+        "exit_code": int(result.exit_code),
+        "error": result.error,
+    }

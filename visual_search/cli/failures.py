@@ -1,0 +1,112 @@
+"""`vsearch failures`: the ledger of images without a vector."""
+
+from typing import Annotated
+
+import typer
+
+from visual_search.cli.context import CliContext, echo_json, moment, table
+from visual_search.errors import FailureReason, ModelError, SettingsError
+
+app = typer.Typer(no_args_is_help=True, help="Which images failed, why, and trying them again.")
+
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="NAME", help="Only of this model.")
+]
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    model: Model = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="REASON", help="Only for this reason.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List failed images, and waiting ones with the time of their next attempt.
+
+    \b
+    Examples:
+      vsearch failures list
+      vsearch failures list --model resnet18 --reason not_found
+      vsearch failures list --json | jq -r '.failures[].url'
+    """
+    from dataclasses import asdict
+
+    from visual_search.failures import list_failures
+
+    cli: CliContext = context.obj
+    wanted = _reason(reason)
+    with cli.database() as database, database.transaction() as connection:
+        failures = list_failures(
+            connection, model=model, reason=wanted.value if wanted else None, limit=limit
+        )
+    if as_json:
+        echo_json({"failures": [asdict(failure) for failure in failures]})
+        return
+    if not failures:
+        typer.echo("no failures")
+        return
+    typer.echo(
+        table(
+            ("model", "reason", "http", "attempts", "next attempt (UTC)", "url", "detail"),
+            [
+                (
+                    failure.model,
+                    failure.reason,
+                    failure.http_status,
+                    failure.attempts,
+                    moment(failure.next_attempt_at) if failure.next_attempt_at else "never",
+                    failure.url,
+                    failure.detail,
+                )
+                for failure in failures
+            ],
+        )
+    )
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    model: Model = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option("--reason", metavar="REASON", help="Only for this reason; may be repeated."),
+    ] = None,
+) -> None:
+    """Make failed and waiting images pending again, due now, with a clean slate.
+
+    \b
+    Examples:
+      vsearch failures retry --reason not_found
+      vsearch failures retry --model resnet18
+    """
+    from visual_search.claim import retry_failed
+    from visual_search.models import registry
+
+    cli: CliContext = context.obj
+    reasons = [wanted for name in reason or [] if (wanted := _reason(name))] or None
+    total = 0
+    with cli.database() as database, database.transaction() as connection:
+        chosen = [
+            known
+            for known in registry.registered(connection)
+            if (known.active if model is None else model in (known.name, known.model_id))
+        ]
+        if model is not None and not chosen:
+            raise ModelError(f"model {model!r} has not run on this catalogue; see `vsearch status`")
+        for known in chosen:
+            total += retry_failed(connection, model_key=known.model_key, reasons=reasons)
+    typer.echo(f"{total:,} images will be tried again by the next `vsearch extract`")
+
+
+def _reason(name: str | None) -> FailureReason | None:
+    if name is None:
+        return None
+    try:
+        return FailureReason(name)
+    except ValueError:
+        known = ", ".join(reason.value for reason in FailureReason)
+        raise SettingsError(f"unknown reason {name!r}; one of {known}") from None

@@ -1,0 +1,41 @@
+"""Logs on stderr: readable on a terminal, one JSON object a line elsewhere."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import structlog
+
+
+def configure(*, debug: bool) -> None:
+    """Set up structlog, and the standard library's loggers of what we use."""
+    terminal = sys.stderr.isatty()
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if terminal
+        else structlog.processors.JSONRenderer(ensure_ascii=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=not terminal),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.DEBUG if debug else logging.INFO
+        ),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # Other libraries' messages may quote whole URLs; ours say what matters.
+    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")
+    for name in ("aiohttp", "asyncio", "stamina", "PIL"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def warn_of_unknown(variables: Sequence[str]) -> None:
+    """Name environment variables that look like settings but are none."""
+    for name in variables:
+        structlog.get_logger(__name__).warning("unknown_environment_variable", name=name)

@@ -1,0 +1,115 @@
+"""`vsearch shards`: the Parquet files that count."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from visual_search.cli.context import CliContext, echo_json, moment, table
+from visual_search.errors import ExitCode
+
+app = typer.Typer(no_args_is_help=True, help="The Parquet files that hold the vectors.")
+
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="NAME", help="Only of this model.")
+]
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    model: Model = None,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Only the paths, one a line, for other programs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List recorded shards. Read these, never a folder: a folder may hold unfinished files.
+
+    \b
+    Examples:
+      vsearch shards list
+      vsearch shards list --model resnet18 --paths
+      vsearch shards list --json | jq -r '.shards[].uri'
+    """
+    from visual_search.record import list_shards
+    from visual_search.shard import local_path
+
+    cli: CliContext = context.obj
+    with cli.database() as database, database.transaction() as connection:
+        shards = list_shards(connection, model=model)
+    if as_json:
+        echo_json({"shards": [asdict(shard) for shard in shards]})
+    elif paths:
+        for shard in shards:
+            typer.echo(local_path(shard.uri))
+    elif shards:
+        typer.echo(
+            table(
+                ("model", "rows", "bytes", "created (UTC)", "path"),
+                [
+                    (
+                        shard.model_id,
+                        shard.rows,
+                        shard.bytes,
+                        moment(shard.created_at),
+                        local_path(shard.uri),
+                    )
+                    for shard in shards
+                ],
+            )
+        )
+    else:
+        typer.echo("no shards yet; `vsearch extract --model NAME` writes them")
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    model: Model = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Discard damaged shards; their images are embedded again."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Compare every shard's size, sha256 and rows with the record. Exits 1 if any is damaged.
+
+    \b
+    Examples:
+      vsearch shards verify
+      vsearch shards verify --model resnet18 --repair
+    """
+    from visual_search.record import discard_shard, list_shards
+    from visual_search.shard import find_damage
+
+    cli: CliContext = context.obj
+    damaged = []
+    again = 0
+    with cli.database() as database:
+        with database.transaction() as connection:
+            shards = list_shards(connection, model=model)
+        for shard in shards:
+            damage = find_damage(shard)
+            if damage is None:
+                continue
+            damaged.append((shard, damage))
+            if repair:
+                with database.transaction() as connection:
+                    again += discard_shard(connection, shard.shard_id)
+    if as_json:
+        echo_json(
+            {
+                "checked": len(shards),
+                "damaged": [asdict(shard) | {"damage": damage} for shard, damage in damaged],
+                "images_pending_again": again,
+            }
+        )
+    else:
+        for shard, damage in damaged:
+            typer.echo(f"damaged: {shard.uri}: {damage}")
+        typer.echo(f"{len(shards):,} shards checked, {len(damaged):,} damaged")
+        if repair and damaged:
+            typer.echo(f"{again:,} images are pending again; run `vsearch extract`")
+    if damaged and not repair:
+        raise typer.Exit(int(ExitCode.FAILED))

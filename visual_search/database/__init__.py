@@ -1,0 +1,1 @@
+"""Postgres: the schema, its migrations, connections, and the embedded server."""

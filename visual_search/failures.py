@@ -1,0 +1,74 @@
+"""The failure ledger: which images have no vector, why, and when they are tried again."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from visual_search.redaction import redact_url
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailureRecord:
+    """One image without a vector; `url` and `detail` are fit to be shown.
+
+    Attributes:
+        next_attempt_at: When it is tried again; `None` if it failed for good.
+        finished_at: When it failed for good; `None` while it waits.
+    """
+
+    model: str
+    image_id: int
+    image_key: str
+    url: str
+    reason: str
+    http_status: int | None
+    detail: str | None
+    attempts: int
+    crashes: int
+    next_attempt_at: datetime | None
+    finished_at: datetime | None
+
+
+def list_failures(
+    connection: Connection,
+    *,
+    model: str | None = None,
+    reason: str | None = None,
+    limit: int | None = None,
+) -> list[FailureRecord]:
+    """Failures of the active models, the failed ones first, then the waiting ones."""
+    rows = connection.execute(
+        text("""
+            SELECT m.name, e.image_id, i.image_key, i.url, e.status, e.failure_reason,
+                   e.http_status, e.failure_detail, e.attempts, e.crashes, e.next_attempt_at,
+                   e.finished_at
+            FROM extractions e
+            JOIN models m ON m.model_key = e.model_key
+            JOIN images i ON i.image_id = e.image_id
+            WHERE (e.status = 'failed'
+                   OR (e.status = 'pending' AND e.next_attempt_at > clock_timestamp()))
+              AND e.failure_reason IS NOT NULL
+              AND (m.active AND CAST(:model AS text) IS NULL OR :model IN (m.name, m.model_id))
+              AND (CAST(:reason AS text) IS NULL OR e.failure_reason = :reason)
+            ORDER BY m.name, e.status, e.failure_reason, e.image_id
+            LIMIT :limit
+        """),
+        {"model": model, "reason": reason, "limit": limit},
+    )
+    return [
+        FailureRecord(
+            model=row.name,
+            image_id=row.image_id,
+            image_key=redact_url(row.image_key) if row.image_key == row.url else row.image_key,
+            url=redact_url(row.url),
+            reason=row.failure_reason,
+            http_status=row.http_status,
+            detail=row.failure_detail,
+            attempts=row.attempts,
+            crashes=row.crashes,
+            next_attempt_at=row.next_attempt_at if row.status == "pending" else None,
+            finished_at=row.finished_at,
+        )
+        for row in rows
+    ]

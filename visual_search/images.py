@@ -1,0 +1,90 @@
+"""The values that travel between the stages, and the ids they carry."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NewType
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+
+from visual_search.errors import FailureReason
+
+ImageId = NewType("ImageId", int)
+ModelKey = NewType("ModelKey", int)
+LeaseToken = NewType("LeaseToken", UUID)
+ShardId = NewType("ShardId", UUID)
+RunId = NewType("RunId", UUID)
+
+Pixels = npt.NDArray[np.uint8]
+"""`(H, W, 3)` uint8 RGB, row by row, in main memory."""
+
+Vector = npt.NDArray[np.float32]
+"""`(D,)` float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClaimedImage:
+    """An image that this worker alone may work on, as long as its lease lives."""
+
+    image_id: ImageId
+    image_key: str
+    url: str
+    lease_token: LeaseToken
+    attempts: int = 0
+    crashes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Download:
+    """What a URL answered: the encoded image and the sha256 of exactly these bytes."""
+
+    body: bytes = field(repr=False)
+    content_sha256: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddedImage:
+    """A vector with all that its row in a shard needs; `width` and `height` after orientation."""
+
+    image: ClaimedImage
+    vector: Vector = field(repr=False)
+    content_sha256: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedImage:
+    """An image without a vector, and why."""
+
+    image: ClaimedImage
+    reason: FailureReason
+    detail: str
+    http_status: int | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenShard:
+    """A complete, synced shard file that no transaction has recorded yet."""
+
+    shard_id: ShardId
+    uri: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRecord:
+    """A shard as the table has it."""
+
+    shard_id: ShardId
+    model: str
+    model_id: str
+    uri: str
+    rows: int
+    bytes: int
+    sha256: str
+    created_at: datetime

@@ -1,0 +1,1 @@
+"""What a model is: its spec and identity, its weights, its network."""

@@ -1,0 +1,47 @@
+"""How far a run is: a bar on a terminal, a log line every 30 seconds elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+from tqdm import tqdm
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_LOG_EVERY_S: Final = 30.0
+
+
+class Progress:
+    """Shows counts on stderr; `show` may be called as often as one likes."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label = label
+        self._total = total
+        self._logged_at = time.monotonic()
+        # disable=None: no bar where stderr is not a terminal.
+        self._bar: tqdm[None] = tqdm(
+            total=total, desc=label, unit="img", disable=None, file=sys.stderr, dynamic_ncols=True
+        )
+
+    def show(self, done: int, failed: int) -> None:
+        """Images embedded and images recorded as failed so far."""
+        if not self._bar.disable:
+            if done + failed != self._bar.n:
+                self._bar.set_postfix(failed=failed, refresh=False)
+                self._bar.update(done + failed - self._bar.n)
+        elif time.monotonic() - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            log.info("progress", of=self._label, done=done, failed=failed, total=self._total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()

@@ -1,0 +1,307 @@
+"""Settings, read once by the command line and handed down: file < environment < flags."""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from visual_search.errors import SettingsError
+from visual_search.redaction import mask_dsn, printable
+
+ENV_PREFIX: Final = "VSEARCH_"
+CONFIG_VARIABLE: Final = "VSEARCH_CONFIG"
+_MAX_SHOWN: Final = 40
+
+Precision = Literal["auto", "fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class DatabaseSettings(_Group):
+    """Where in the database, and how long to wait for it."""
+
+    # "schema" is a method of pydantic's own, so the field has another name in Python.
+    schema_name: str = Field("vsearch", alias="schema", min_length=1, max_length=63)
+    outage_s: float = Field(300, ge=0)
+
+
+class DownloadSettings(_Group):
+    """Politeness towards hosts, and the limits of what is taken from them."""
+
+    concurrency: int = Field(64, ge=1, le=4096)
+    per_host: int = Field(8, ge=1)
+    connect_timeout_s: float = Field(10, gt=0)
+    deadline_s: float = Field(30, gt=0)
+    max_bytes: ByteSize = Field(ByteSize(20_000_000), gt=0)
+    max_redirects: int = Field(5, ge=0, le=20)
+    tries: int = Field(3, ge=1, le=10)
+    user_agent: str | None = None
+    allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    allow_ports: tuple[int, ...] = (80, 443)
+
+
+class DecodeSettings(_Group):
+    """How image files become pixels."""
+
+    max_pixels: int = Field(50_000_000, ge=1)
+    timeout_s: float = Field(10, gt=0)
+    workers: int | None = Field(None, ge=1)
+
+
+class EmbedSettings(_Group):
+    """How pixels become vectors."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    batch_size: int | None = Field(None, ge=1)
+
+
+class ExtractSettings(_Group):
+    """Leases, shards and limits of a run."""
+
+    lease_s: float = Field(60, gt=0)
+    shard_rows: int = Field(10_000, ge=1)
+    shard_max_s: float = Field(300, gt=0)
+    drain_s: float = Field(20, ge=0)
+    wait_s: float = Field(90, ge=0)
+    memory_budget: ByteSize = Field(ByteSize(1 << 30), gt=0)
+    max_failure_rate: float = Field(0.5, ge=0, le=1)
+    max_attempts: int = Field(8, ge=1)
+    backoff_s: float = Field(300, ge=0)
+
+
+class WeightsSettings(_Group):
+    """Where published weights are fetched from."""
+
+    mirror: str | None = None
+    timeout_s: float = Field(30, gt=0)
+
+
+class ModelTable(_Group):
+    """One `[models.NAME]` table: what a user may say of a model. `models/spec.py` reads it."""
+
+    builder: str
+    revision: str | None = None
+    weights: str | None = None
+    weights_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    layer: str | None = None
+    dim: int | None = Field(None, ge=1)
+    decode: Literal["exact"] = "exact"
+    resize: Literal["squash", "shortest_edge+center_crop"] = "squash"
+    size: int = Field(224, ge=1)
+    shortest_edge: int | None = Field(None, ge=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    normalize: bool = False
+    precision: Precision = "auto"
+    stored: Literal["float32", "float16"] = "float32"
+    model_id: str | None = None
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Frozen; `load_settings` is the only maker."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+    )
+
+    home: Path = Path("vsearch-data")
+    database_url: SecretStr | None = None
+    output: str | None = None
+    database: DatabaseSettings = DatabaseSettings()
+    download: DownloadSettings = DownloadSettings()
+    decode: DecodeSettings = DecodeSettings()
+    embed: EmbedSettings = EmbedSettings()
+    extract: ExtractSettings = ExtractSettings()
+    weights: WeightsSettings = WeightsSettings()
+    models: dict[str, ModelTable] = Field(default_factory=dict)
+
+    @property
+    def output_uri(self) -> str:
+        """Where vectors go: `output`, or `home`/vectors."""
+        return self.output or str(self.home.absolute() / "vectors")
+
+    def shown(self) -> dict[str, Any]:
+        """All settings as plain values, secrets masked."""
+        plain = self.model_dump(mode="json", by_alias=True)
+        if self.database_url is not None:
+            plain["database_url"] = self.database_url.get_secret_value()
+        plain["output"] = self.output_uri
+        masked: dict[str, Any] = _masked(plain)
+        return masked
+
+
+def load_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """Read file and environment, lay `flags` on top.
+
+    Args:
+        config: TOML file; without it, the file `VSEARCH_CONFIG` names, if it is set.
+        flags: Nested dicts like the file's tables; `None` values count as not given.
+
+    Raises:
+        SettingsError: A key is unknown, a value is wrong, or the file cannot be read.
+    """
+    variable = os.environ.get(CONFIG_VARIABLE)
+    named = config or (Path(variable) if variable else None)
+    if named is not None:
+        _check_readable(named)
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            del env_settings, dotenv_settings, file_secret_settings  # ours, and none
+            file = TomlConfigSettingsSource(settings_cls, toml_file=named)
+            return init_settings, _Environment(settings_cls), file
+
+    given = _given(flags)
+    try:
+        return FromFile(**given)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error.errors()[0], given, named)) from None
+
+
+def unknown_variables() -> list[str]:
+    """`VSEARCH_*` variables that name no setting. Kubernetes injects such names: they only warn."""
+    return sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(ENV_PREFIX)
+        and name != CONFIG_VARIABLE
+        and not _names_a_setting(name)
+    )
+
+
+class _Environment(EnvSettingsSource):
+    """`VSEARCH_*` variables as settings; those that name none are left out."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        self.env_vars = {
+            name: value for name, value in self.env_vars.items() if _names_a_setting(name)
+        }
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """`value` from JSON; as it is if it is none.
+
+        The validation that follows refuses it too, and knows the whole name of the setting.
+        """
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+def _names_a_setting(variable: str) -> bool:
+    """Whether `VSEARCH_A__B` follows groups and tables down to something that can be set."""
+    if not variable.upper().startswith(ENV_PREFIX):
+        return False
+    here: Any = Settings
+    for name in variable[len(ENV_PREFIX) :].lower().split("__"):
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            by_name = {field.alias or own: field for own, field in here.model_fields.items()}
+            if name not in by_name:
+                return False
+            here = by_name[name].annotation
+        elif getattr(here, "__origin__", None) is dict:
+            here = get_args(here)[1]
+        else:
+            return False
+    return True
+
+
+def _sentence(error: ErrorDetails, given: dict[str, Any], config: Path | None) -> str:
+    """One sentence for the user: which setting, where it stands, what is wrong with it."""
+    # What follows a position in a list is pydantic's own: the position, the member of a union.
+    path = [str(part) for part in takewhile(lambda part: isinstance(part, str), error["loc"])]
+    name, source = ".".join(path), _source(path, given, config)
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown setting {name!r} ({source}); `vsearch config show` lists all"
+        case "tuple_type":
+            hint = "; in the environment a list is written as JSON, like [80, 443]"
+        case _:
+            hint = ""
+    return f"setting {name!r} ({source}){_shown(path, error['input'])}: {error['msg']}{hint}"
+
+
+def _source(path: Sequence[str], given: dict[str, Any], config: Path | None) -> str:
+    """Where the value of the setting at `path` came from."""
+    flag: Any = given
+    for name in path:
+        flag = flag.get(name) if isinstance(flag, dict) else None
+    if flag is not None:
+        return "on the command line"
+    present = {name.upper(): name for name in os.environ if os.environ[name]}
+    for length in range(len(path), 0, -1):
+        variable = ENV_PREFIX + "__".join(path[:length]).upper()
+        if variable in present:
+            return f"in {present[variable]}"
+    return f"in {config}"
+
+
+def _shown(path: Sequence[str], value: Any) -> str:
+    """` = value` of a setting in a group; nothing where a secret may have been pasted."""
+    text = str(value) if isinstance(value, str | int | float) else ""
+    if len(path) == 1 or not text or "://" in text or "@" in text:
+        return ""
+    return f" = {printable(text, _MAX_SHOWN)!r}"
+
+
+def _masked(plain: Any) -> Any:
+    """`plain` with the credentials of every URL in it replaced."""
+    match plain:
+        case dict():
+            return {name: _masked(value) for name, value in plain.items()}
+        case list():
+            return [_masked(value) for value in plain]
+        case str() if "://" in plain:
+            return mask_dsn(plain)
+    return plain
+
+
+def _check_readable(config: Path) -> None:
+    try:
+        with config.open("rb") as file:
+            tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"cannot read the config file {config}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the config file {config} is not TOML: {error}") from None
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in flags.items():
+        inner = _given(value) if isinstance(value, dict) else value
+        if inner is not None and inner != {}:
+            kept[name] = inner
+    return kept
