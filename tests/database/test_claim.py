@@ -1,0 +1,236 @@
+"""Claims: each image to one worker, whatever the others do meanwhile."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Connection, text
+
+from tests.catalogue import add_images, make_model, statuses
+from tests.plans import explain
+from visual_search import claim
+from visual_search.claim import DEATHS_TO_FAIL, Suspicion
+from visual_search.database.connection import Database
+from visual_search.errors import FencedError
+from visual_search.images import ClaimedImage, LeaseToken, ModelKey, RunId
+
+RUN = RunId(uuid4())
+
+
+def seeded(database: Database, images: int) -> ModelKey:
+    model_key = make_model(database)
+    add_images(database, images)
+    with database.transaction() as connection:
+        claim.seed_images(connection, model_key)
+    return model_key
+
+
+def open_lease(connection: Connection, model_key: ModelKey, lease_s: float = 60) -> LeaseToken:
+    token = LeaseToken(uuid4())
+    claim.open_lease(connection, token=token, model_key=model_key, run_id=RUN, lease_s=lease_s)
+    return token
+
+
+def take(
+    connection: Connection,
+    model_key: ModelKey,
+    token: LeaseToken,
+    rows: int = 100,
+    suspicion: Suspicion = Suspicion.NONE,
+) -> list[ClaimedImage]:
+    return claim.claim_images(
+        connection, token=token, model_key=model_key, rows=rows, suspicion=suspicion
+    )
+
+
+@contextmanager
+def second_worker(database_url: str) -> Iterator[Database]:
+    database = Database(database_url, schema="vsearch", outage_s=0)
+    yield database
+    database.close()
+
+
+def test_seeding_makes_each_image_pending_once(database: Database) -> None:
+    model_key = seeded(database, 5)
+    with database.transaction() as connection:
+        assert claim.seed_images(connection, model_key) == 0
+    add_images(database, 3, start=5)
+    with database.transaction() as connection:
+        assert claim.seed_images(connection, model_key) == 3
+    assert statuses(database, model_key) == {"pending": 8}
+
+
+def test_seeding_waits_for_an_import_that_holds_lower_ids(
+    database: Database, database_url: str
+) -> None:
+    model_key = make_model(database)
+    seeded_rows: list[int] = []
+
+    def seed() -> None:
+        with second_worker(database_url) as other, other.transaction() as connection:
+            seeded_rows.append(claim.seed_images(connection, model_key))
+
+    add_images(database, 1)
+    with database.transaction() as importer:
+        importer.execute(
+            text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": claim.SEEDING_LOCK}
+        )
+        importer.execute(
+            text("""
+                INSERT INTO images (image_key, key_hash, url, host)
+                VALUES ('slow', substring(sha256('slow') FOR 16), 'http://h.test/slow', 'h.test')
+            """)
+        )
+        add_images_elsewhere(database_url)
+        seeder = threading.Thread(target=seed)
+        seeder.start()
+        seeder.join(0.3)
+        assert seeder.is_alive(), "it must wait for the open import"
+    seeder.join(10)
+    assert seeded_rows == [3]
+
+
+def add_images_elsewhere(database_url: str) -> None:
+    with second_worker(database_url) as other:
+        add_images(other, 1, start=50)
+
+
+def test_two_open_claims_share_no_image(database: Database, database_url: str) -> None:
+    model_key = seeded(database, 100)
+    with second_worker(database_url) as other, database.transaction() as first:
+        mine = take(first, model_key, open_lease(first, model_key), rows=60)
+        with other.transaction() as second:
+            theirs = take(second, model_key, open_lease(second, model_key), rows=60)
+    assert len(mine) == 60
+    assert len(theirs) == 40
+    assert not {image.image_id for image in mine} & {image.image_id for image in theirs}
+
+
+def test_an_image_is_not_claimed_before_it_is_due(database: Database) -> None:
+    model_key = seeded(database, 2)
+    with database.transaction() as connection:
+        connection.execute(
+            text("UPDATE extractions SET next_attempt_at = now() + interval '1 h' WHERE image_id=1")
+        )
+        claimed = take(connection, model_key, open_lease(connection, model_key))
+        ahead = claim.outlook(connection, model_key)
+    assert [image.image_id for image in claimed] == [2]
+    assert ahead.waiting == 1
+    assert ahead.due_in_s == pytest.approx(3600, abs=10)
+    assert ahead.next_in_s == pytest.approx(60, abs=10)  # this worker's own lease
+
+
+def test_a_live_lease_is_left_alone_and_an_expired_one_is_rescued(database: Database) -> None:
+    model_key = seeded(database, 10)
+    with database.transaction() as connection:
+        dead = open_lease(connection, model_key, lease_s=0)
+        alive = open_lease(connection, model_key)
+        take(connection, model_key, dead, rows=4)
+        take(connection, model_key, alive, rows=3)
+    with database.transaction() as connection:
+        assert claim.rescue_images(connection, model_key) == 4
+    assert statuses(database, model_key) == {"pending": 7, "claimed": 3}
+    with database.transaction() as connection:
+        assert claim.rescue_images(connection, model_key) == 0
+        with pytest.raises(FencedError):
+            take(connection, model_key, dead)
+
+
+def test_a_renewed_lease_is_not_rescued(database: Database) -> None:
+    model_key = seeded(database, 1)
+    with database.transaction() as connection:
+        token = open_lease(connection, model_key, lease_s=0)
+        take(connection, model_key, token)
+    with database.transaction() as connection:
+        renewed = claim.renew_leases(connection, run_id=RUN, tokens=[token], lease_s=60)
+        assert renewed == {token}
+    with database.transaction() as connection:
+        assert claim.rescue_images(connection, model_key) == 0
+
+
+def test_another_run_cannot_renew_a_lease(database: Database) -> None:
+    model_key = seeded(database, 1)
+    with database.transaction() as connection:
+        token = open_lease(connection, model_key)
+        stranger = RunId(uuid4())
+        assert not claim.renew_leases(connection, run_id=stranger, tokens=[token], lease_s=60)
+
+
+def test_rescue_does_not_wait_for_a_commit_that_holds_the_lease(
+    database: Database, database_url: str
+) -> None:
+    model_key = seeded(database, 1)
+    with database.transaction() as connection:
+        token = open_lease(connection, model_key, lease_s=0)
+        take(connection, model_key, token)
+    with second_worker(database_url) as other, database.transaction() as committing:
+        claim.lock_lease(committing, token)
+        with other.transaction() as rescuing:
+            assert claim.rescue_images(rescuing, model_key) == 0
+
+
+def die_with(database: Database, model_key: ModelKey, suspicion: Suspicion) -> list[int]:
+    """A worker claims and dies; its lease is over at once."""
+    with database.transaction() as connection:
+        token = open_lease(connection, model_key, lease_s=0)
+        claimed = take(connection, model_key, token, suspicion=suspicion)
+    with database.transaction() as connection:
+        claim.rescue_images(connection, model_key)
+    return [image.image_id for image in claimed]
+
+
+def test_a_worker_killer_is_isolated_and_failed_after_four_deaths(database: Database) -> None:
+    model_key = seeded(database, 40)
+    assert len(die_with(database, model_key, Suspicion.NONE)) == 40
+    assert die_with(database, model_key, Suspicion.NONE) == []
+    assert len(die_with(database, model_key, Suspicion.SOME)) == 32
+    alone = die_with(database, model_key, Suspicion.GRAVE)
+    assert len(alone) == 1
+    with database.transaction() as connection:
+        connection.execute(
+            text(
+                "UPDATE extractions SET next_attempt_at = now() + interval '1 h' "
+                "WHERE NOT image_id = ANY(:alone)"
+            ),
+            {"alone": alone},
+        )
+    assert die_with(database, model_key, Suspicion.GRAVE) == alone
+    with database.transaction() as connection:
+        failed = connection.execute(
+            text(
+                "SELECT image_id, crashes, failure_reason, attempts FROM extractions "
+                "WHERE status = 'failed'"
+            )
+        ).all()
+    assert failed == [(alone[0], DEATHS_TO_FAIL, "kills_worker", 0)]
+
+
+def test_images_given_back_are_charged_nothing(database: Database) -> None:
+    model_key = seeded(database, 5)
+    with database.transaction() as connection:
+        token = open_lease(connection, model_key)
+        take(connection, model_key, token)
+        assert claim.close_lease(connection, token) == 5
+        rows = connection.execute(
+            text("SELECT DISTINCT status, attempts, crashes FROM extractions")
+        )
+        assert rows.all() == [("pending", 0, 0)]
+        assert connection.execute(text("SELECT count(*) FROM leases")).scalar() == 0
+
+
+def test_a_claim_reads_few_rows_of_a_large_table(database: Database) -> None:
+    model_key = seeded(database, 50_000)
+    with database.transaction() as connection:
+        connection.execute(
+            text("""
+                UPDATE extractions SET status = 'failed', failure_reason = 'gone'
+                WHERE image_id <= 49000
+            """)
+        )
+        token = open_lease(connection, model_key)
+        plans = explain(connection, lambda: take(connection, model_key, token, rows=256))
+    claiming = next(plan for plan in plans if plan.touches("extractions"))
+    assert "Seq Scan" not in claiming.node_types
+    assert claiming.rows_read("extractions") <= 2 * 256, "picked, then updated"

@@ -1,0 +1,585 @@
+"""The embedded server's life: shared, killed, raced, hidden behind closed folders."""
+
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+from sqlalchemy.engine import URL
+
+from visual_search.database import cluster as clusters
+from visual_search.database import embedded, programs, server
+from visual_search.errors import NoCatalogueError, UsageError
+
+AS_ROOT = os.geteuid() == 0
+PROJECT = Path(__file__).parent.parent.parent
+
+# A command that uses the database: joins at the first line it reads, leaves at the end of input.
+USER = """
+import sys
+from pathlib import Path
+import psycopg2
+from visual_search.database import embedded
+from visual_search.errors import RunError
+sys.stdin.readline()
+try:
+    with embedded.running(Path(sys.argv[1]), create="create" in sys.argv) as url:
+        connection = psycopg2.connect(**url.query, user=url.username, dbname=url.database)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        connection.close()
+        print("up", flush=True)
+        sys.stdin.read()
+except RunError as error:
+    print(type(error).__name__, error, flush=True)
+    sys.exit(error.exit_code)
+"""
+
+
+class User:
+    """A process that uses the database of `home` from `joins` until `leaves`."""
+
+    def __init__(self, home: Path, *options: str, account: int | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", USER, str(home), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+            user=account,
+            start_new_session=True,
+        )
+
+    def joins(self) -> "User":
+        self.asks_to_join()
+        assert self.output.readline() == "up\n"
+        return self
+
+    def asks_to_join(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def leaves(self) -> None:
+        assert self.ends() == ""
+        assert self.process.returncode == 0
+
+    def ends(self) -> str:
+        """Its last words."""
+        return self.process.communicate(timeout=60)[0]
+
+    def is_killed(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.ends()
+
+    @property
+    def output(self) -> "subprocess.IO[str]":
+        assert self.process.stdout
+        return self.process.stdout
+
+
+@contextmanager
+def new_home() -> Iterator[Path]:
+    # Not pytest's folder: it is closed to others, so that as root the database would be elsewhere.
+    folder = Path(tempfile.mkdtemp(prefix="vsearch-"))
+    try:
+        yield folder
+    finally:
+        embedded.stop(folder, force=True)
+        embedded.remove(folder)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def made_home() -> Iterator[Path]:
+    with new_home() as home:
+        with embedded.running(home, create=True):
+            pass
+        yield home
+
+
+@pytest.fixture
+def home(made_home: Path) -> Iterator[Path]:
+    """A home with a database, and no server running before or after."""
+    assert not is_up(made_home)
+    yield made_home
+    embedded.stop(made_home, force=True)
+    assert not is_up(made_home)
+
+
+@pytest.fixture
+def empty_home() -> Iterator[Path]:
+    with new_home() as home:
+        yield home
+
+
+def connect(url: URL) -> psycopg2.extensions.connection:
+    connection = psycopg2.connect(
+        host=str(url.query["host"]), user=url.username, dbname=url.database, connect_timeout=10
+    )
+    connection.autocommit = True
+    return connection
+
+
+def query(url: URL, statement: str) -> object:
+    connection = connect(url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            row = cursor.fetchone() if cursor.description else None
+            return row and row[0]
+    finally:
+        connection.close()
+
+
+def is_up(home: Path) -> bool:
+    try:
+        psycopg2.connect(host=str(clusters.link(home).resolve()), user="postgres").close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def server_pid(home: Path) -> int:
+    return int((clusters.link(home) / "postmaster.pid").read_text().split()[0])
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Not counting a zombie that nobody has reaped."""
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def kill_server(home: Path) -> None:
+    pid = server_pid(home)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid))
+
+
+def test_short_commands_come_and_go_beside_a_long_one_on_the_same_server(home: Path) -> None:
+    long = User(home).joins()
+    pid = server_pid(home)
+
+    def short(_: int) -> int:
+        User(home).joins().leaves()
+        return server_pid(home)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(short, range(20))) == {pid}
+    assert is_up(home)
+    long.leaves()
+    assert not is_up(home)
+
+
+def test_a_command_may_end_while_another_starts(home: Path) -> None:
+    user = User(home).joins()
+    for _ in range(10):
+        following = User(home)
+        following.asks_to_join()
+        user.leaves()
+        assert following.output.readline() == "up\n"
+        user = following
+    user.leaves()
+    assert not is_up(home)
+
+
+def test_many_join_and_leave_at_once(home: Path) -> None:
+    """Threads get closer to each other than processes that first have to be started."""
+
+    def join_and_leave(_: int) -> object:
+        with embedded.running(home, create=False) as url:
+            return query(url, "SELECT 1")
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(join_and_leave, range(40))) == [1] * 40
+    assert not is_up(home)
+
+
+def test_what_a_killed_command_leaves_running_the_next_one_stops(home: Path) -> None:
+    User(home).joins().is_killed()
+    assert is_up(home)
+    User(home).joins().leaves()
+    assert not is_up(home)
+
+
+def test_a_killed_server_is_started_again_with_its_data(home: Path) -> None:
+    with embedded.running(home, create=False) as url:
+        query(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        kill_server(home)
+        assert not is_up(home)
+        with embedded.running(home, create=False) as again:
+            assert again == url
+            assert query(url, "SELECT answer FROM kept") == 42
+    assert not is_up(home)
+
+
+def test_a_server_is_not_started_beside_children_of_a_killed_one(home: Path) -> None:
+    with embedded.running(home, create=False) as url:
+        connection = connect(url)
+        child = connection.info.backend_pid
+        os.kill(child, signal.SIGSTOP)
+        kill_server(home)
+        with ThreadPoolExecutor(1) as pool:
+            log = clusters.find(home).log
+            next_command = pool.submit(join_and_ask, home, f"SELECT {child}")
+            wait_until(lambda: "pre-existing shared memory" in log.read_text())
+            assert not next_command.done()
+            os.kill(child, signal.SIGCONT)
+            assert next_command.result(timeout=30) == child
+        connection.close()
+    assert not is_alive(child)
+
+
+def join_and_ask(home: Path, statement: str) -> object:
+    with embedded.running(home, create=False) as url:
+        return query(url, statement)
+
+
+def test_a_server_that_is_slow_to_answer_is_waited_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_PROBE_TIMEOUT_S", 2)
+    with embedded.running(home, create=False), ThreadPoolExecutor(1) as pool:
+        pid = server_pid(home)
+        os.kill(pid, signal.SIGSTOP)
+        next_command = pool.submit(join_and_ask, home, "SELECT 1")
+        threading.Event().wait(2.5)  # longer than one probe
+        os.kill(pid, signal.SIGCONT)
+        assert next_command.result(timeout=30) == 1
+        assert server_pid(home) == pid
+
+
+def test_a_server_that_recovers_is_waited_for_while_it_writes_to_its_log(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With pg_ctl's own patience at its least."""
+    monkeypatch.setattr(server, "_LAUNCH_S", 1)
+    with embedded.running(home, create=False) as url:
+        query(url, "CREATE TABLE big AS SELECT 1 AS n")
+        query(url, "INSERT INTO big SELECT generate_series(1, 2000000)")
+        kill_server(home)
+        with embedded.running(home, create=False):
+            assert query(url, "SELECT count(*) FROM big") == 2000001
+            query(url, "DROP TABLE big")
+
+
+@pytest.mark.parametrize("owner", ["server's user", "other user"])
+def test_a_pid_file_whose_number_another_process_has_now(home: Path, owner: str) -> None:
+    account = clusters.find(home).user if owner == "server's user" else None
+    stranger = subprocess.Popen(["sleep", "60"], user=account.uid if account else None)
+    try:
+        folder = clusters.link(home)
+        for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+            (folder / name).write_text(f"{stranger.pid}\n{folder}\n1\n5432\n.\n\n")
+            shutil.chown(folder / name, folder.stat().st_uid)
+            (folder / name).chmod(0o600)
+        assert embedded.stop(home, force=True) is False
+        assert join_and_ask(home, "SELECT 1") == 1
+        assert not is_up(home)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_an_empty_pid_file_is_no_server(home: Path) -> None:
+    """What a full disk leaves."""
+    (clusters.link(home) / "postmaster.pid").touch()
+    assert join_and_ask(home, "SELECT 1") == 1
+
+
+def test_two_homes_have_two_servers(home: Path, empty_home: Path) -> None:
+    with (
+        embedded.running(home, create=False) as one,
+        embedded.running(empty_home, create=True) as other,
+    ):
+        query(other, "CREATE TABLE only_here (n int)")
+        assert query(one, "SELECT to_regclass('only_here')") is None
+        assert server_pid(home) != server_pid(empty_home)
+
+
+def test_children_of_a_command_do_not_keep_its_server_up(home: Path) -> None:
+    with embedded.running(home, create=False):
+        executed = subprocess.Popen(["sleep", "60"], close_fds=False)
+        if (forked := os.fork()) == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        assert not is_up(home)
+    finally:
+        executed.kill()
+        executed.wait()
+        os.kill(forked, signal.SIGKILL)
+        os.waitpid(forked, 0)
+
+
+def test_stop_spares_a_used_server_unless_forced(home: Path) -> None:
+    user = User(home).joins()
+    with pytest.raises(UsageError, match="in use; .* `vsearch db stop --force`"):
+        embedded.stop(home)
+    assert is_up(home)
+    assert embedded.stop(home, force=True) is True
+    assert not is_up(home)
+    user.leaves()
+
+
+def test_stop_ends_what_a_killed_command_left(home: Path) -> None:
+    assert embedded.stop(home) is False
+    User(home).joins().is_killed()
+    assert embedded.stop(home) is True
+    assert not is_up(home)
+
+
+def test_without_create_nothing_is_made(tmp_path: Path) -> None:
+    home = tmp_path / "wrong"
+    with pytest.raises(NoCatalogueError, match=str(home)), embedded.running(home, create=False):
+        pass
+    assert embedded.stop(home) is False
+    embedded.remove(home)
+    assert not home.exists()
+
+
+def test_a_database_whose_making_was_killed_is_made_anew(empty_home: Path) -> None:
+    maker = User(empty_home, "create")
+    maker.asks_to_join()
+    wait_until(lambda: list(empty_home.glob(".postgres.unfinished-*/base")))
+    maker.is_killed()
+    assert not embedded.exists(empty_home)
+    with embedded.running(empty_home, create=True) as url:
+        assert query(url, "SELECT current_database()") == "vsearch"
+    assert {path.name for path in empty_home.iterdir()} == {"postgres", "start.lock", "users.lock"}
+
+
+def test_a_removed_database_is_gone(empty_home: Path) -> None:
+    with embedded.running(empty_home, create=True) as url:
+        query(url, "CREATE TABLE old (n int)")
+        with pytest.raises(UsageError, match="in use"):
+            embedded.remove(empty_home)
+    embedded.remove(empty_home)
+    assert not embedded.exists(empty_home)
+    with embedded.running(empty_home, create=True) as url:
+        assert query(url, "SELECT to_regclass('old')") is None
+
+
+def test_a_home_deleted_under_a_command_does_not_spoil_its_end(tmp_path: Path) -> None:
+    with new_home() as home:
+        with embedded.running(home, create=True):
+            pid = server_pid(home)
+            shutil.rmtree(home)
+        os.kill(pid, signal.SIGQUIT)  # a server looks for its folder once a minute only
+        wait_until(lambda: not is_alive(pid))
+        home.mkdir()
+
+
+def test_the_server_is_closed_to_others_and_keeps_commits(home: Path) -> None:
+    with embedded.running(home, create=False) as url:
+        folder = clusters.link(home)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE((folder / ".s.PGSQL.5432").stat().st_mode) == 0o700
+        for setting, value in {
+            "listen_addresses": "",
+            "fsync": "on",
+            "synchronous_commit": "on",
+            "full_page_writes": "on",
+            "timezone": "UTC",
+            "server_encoding": "UTF8",
+            "jit": "off",
+        }.items():
+            assert query(url, f"SHOW {setting}") == value
+        assert query(url, "SELECT 'Ä' < 'a'") is False
+        assert query(url, "SELECT lower('Ä')") == "ä"
+
+
+def test_the_servers_log_stays_small(home: Path) -> None:
+    log = clusters.find(home).log
+    with log.open("a") as file:
+        file.write("x" * 1_100_000)
+    assert join_and_ask(home, "SELECT 1") == 1
+    assert log.stat().st_size < 100_000
+    assert log.with_suffix(".log.1").stat().st_size >= 1_100_000
+
+
+def test_paths_with_spaces_and_quotes_work_also_after_a_move(empty_home: Path) -> None:
+    before, after = empty_home / "Ä 'b' %20:5", empty_home / "moved"
+    with embedded.running(before, create=True) as url:
+        assert query(url, "SELECT 1") == 1
+    before.rename(after)
+    assert join_and_ask(after, "SELECT 1") == 1
+    embedded.remove(after)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("x" * 120, "bytes too long"), ("a,b", "','"), ("$HOME", "'\\$'")]
+)
+def test_a_path_that_postgres_cannot_use_is_refused(
+    empty_home: Path, name: str, words: str
+) -> None:
+    with (
+        pytest.raises(UsageError, match=f"{words}.*VSEARCH_HOME"),
+        embedded.running(empty_home / name, create=True),
+    ):
+        pass
+    assert not embedded.exists(empty_home / name)
+
+
+def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "file"
+    home.touch()
+    assert not embedded.exists(home)
+    with pytest.raises(UsageError, match="VSEARCH_HOME"), embedded.running(home, create=True):
+        pass
+
+
+def test_what_is_not_our_database_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    folder.mkdir()
+    (folder / "notes").touch()
+    with (
+        pytest.raises(UsageError, match="is not a database"),
+        embedded.running(tmp_path, create=True),
+    ):
+        pass
+    (folder / "PG_VERSION").write_text("17\n")
+    with pytest.raises(UsageError, match="PostgreSQL 17"), embedded.running(tmp_path, create=True):
+        pass
+    shutil.rmtree(folder)
+    folder.symlink_to(tmp_path / "gone")
+    with (
+        pytest.raises(UsageError, match="gone.*restore it"),
+        embedded.running(tmp_path, create=True),
+    ):
+        pass
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can mount a small disk")
+def test_a_full_disk_is_named(empty_home: Path) -> None:
+    mount = f"mount -t tmpfs -o size=20m,mode=755 tmpfs {empty_home} && exec "
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{mount} "$@"', "sh", sys.executable, "-c", USER,
+         str(empty_home), "create"],
+        input="\n", capture_output=True, text=True, check=False, cwd=PROJECT,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no mounts of our own here: {done.stderr.strip()}")
+    assert done.stdout.startswith("StorageError cannot make a database in")
+    assert "the disk is full" in done.stdout
+    assert done.returncode == 75
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can run commands as several users")
+def test_without_root_the_server_is_our_own(empty_home: Path) -> None:
+    nobody = pwd.getpwnam("nobody").pw_uid
+    shutil.chown(empty_home, nobody)
+    User(empty_home, "create", account=nobody).joins().leaves()
+    assert clusters.link(empty_home).stat().st_uid == nobody
+    stranger = User(empty_home, account=nobody - 1)
+    stranger.asks_to_join()
+    assert "UsageError" in stranger.ends()
+    assert stranger.process.returncode == 2
+    # Root serves it as its owner.
+    User(empty_home).joins().leaves()
+    User(empty_home, account=nobody).joins().leaves()
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root runs the server as another user")
+class TestAsRoot:
+    @pytest.fixture
+    def elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """Stands for /var/lib/vsearch, so that nothing of a user's is touched."""
+        folder = Path(tempfile.mkdtemp(prefix="vsearch-"))
+        folder.chmod(0o755)
+        for module in (programs, clusters):
+            monkeypatch.setattr(module, "ELSEWHERE", folder)
+        yield folder
+        shutil.rmtree(folder)
+
+    @pytest.fixture
+    def closed(self) -> Iterator[Path]:
+        folder = Path(tempfile.mkdtemp(prefix="vsearch-"))
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        yield folder
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        shutil.rmtree(folder)
+
+    def test_the_server_runs_as_nobody_and_home_lets_it_pass(self, empty_home: Path) -> None:
+        home = empty_home / "home"
+        empty_home.chmod(0o711)
+        with embedded.running(home, create=True):
+            owner = Path(f"/proc/{server_pid(home)}").stat().st_uid
+            assert owner == pwd.getpwnam("nobody").pw_uid == clusters.link(home).stat().st_uid
+        assert stat.S_IMODE(home.stat().st_mode) == 0o711
+        embedded.remove(home)
+
+    def test_a_home_below_a_closed_folder_keeps_its_database_elsewhere(
+        self, closed: Path, elsewhere: Path
+    ) -> None:
+        home = closed / "home"
+        with embedded.running(home, create=True) as url:
+            query(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+            place = clusters.link(home).resolve()
+            assert place.parent == elsewhere
+            assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        assert join_and_ask(home, "SELECT answer FROM kept") == 42
+        # A new home in the place of one that was moved does not take its database.
+        home.rename(closed / "moved")
+        with embedded.running(home, create=True) as url:
+            assert query(url, "SELECT to_regclass('kept')") is None
+            assert join_and_ask(closed / "moved", "SELECT answer FROM kept") == 42
+        for each in (home, closed / "moved"):
+            embedded.remove(each)
+        assert [path.name for path in elsewhere.iterdir()] == []
+
+    def test_binaries_in_a_closed_environment_are_copied_once(
+        self, closed: Path, empty_home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        package = programs.binaries(None).parent.parent
+        shutil.copytree(package, closed / package.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")
+        shutil.copytree(libraries, closed / libraries.name)
+        monkeypatch.syspath_prepend(closed)
+        with embedded.running(empty_home, create=True) as url:
+            assert query(url, "SELECT 1") == 1
+            assert clusters.link(empty_home).resolve().parent == elsewhere
+            (copy,) = elsewhere.glob("pgserver-*")
+            made = copy.stat().st_ino
+        with embedded.running(empty_home, create=False) as url:
+            query(url, "CREATE EXTENSION vector")
+            assert copy.stat().st_ino == made
+        embedded.remove(empty_home)
+
+    def test_a_folder_closed_later_is_named(self, empty_home: Path) -> None:
+        empty_home.chmod(0o711)
+        home = empty_home / "home"
+        with embedded.running(home, create=True):
+            pass
+        empty_home.chmod(0o700)
+        with (
+            pytest.raises(UsageError, match=f"`chmod o\\+x {empty_home}`"),
+            embedded.running(home, create=False),
+        ):
+            pass
+        assert stat.S_IMODE(empty_home.stat().st_mode) == 0o700
+        empty_home.chmod(0o711)
+        embedded.remove(home)
