@@ -5,15 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from visual_search import models, record, status
+from visual_search import catalog, models, record, status
 from visual_search.database import migrate
 from visual_search.database.connection import Database, open_database
 from visual_search.errors import NoCatalogueError, RunError, UsageError
 from visual_search.models import registry, weights
 from visual_search.settings import Settings
 from visual_search.shard import output_folder, prepare_output
-
-_LOOKED_UP = "example.com"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,14 +45,12 @@ def examine(settings: Settings, names: Sequence[str]) -> Iterator[Finding]:
         except RunError as error:
             if isinstance(error, NoCatalogueError):
                 database = None
-            yield Finding(
-                subject="schema" if database else "database", ok=False, detail=str(error)
-            )
+            yield Finding(subject="schema" if database else "database", ok=False, detail=str(error))
             database = None
         yield _output(settings, database)
         yield from _models(settings, database, names)
         yield _device(settings)
-        yield _dns(settings)
+        yield _dns(database)
 
 
 def _output(settings: Settings, database: Database | None) -> Finding:
@@ -103,14 +99,16 @@ def _device(settings: Settings) -> Finding:
     return Finding(subject="device", ok=True, detail=f"{device}, fast in {fast}")
 
 
-def _dns(settings: Settings) -> Finding:
+def _dns(database: Database | None) -> Finding:
+    host = None if database is None else database.run(catalog.newest_host)
+    if host is None:
+        return Finding(subject="DNS", ok=True, detail="not tried: no image to look up a host of")
     try:
-        socket.getaddrinfo(_LOOKED_UP, 443)
+        socket.getaddrinfo(host, 443)
     except OSError as error:
         return Finding(
             subject="DNS",
             ok=False,
-            detail=f"cannot look up {_LOOKED_UP} ({error.strerror}); only images on hosts known "
-            "by address or in /etc/hosts can be downloaded",
+            detail=f"cannot look up {host} ({error.strerror}); check this machine's resolver",
         )
-    return Finding(subject="DNS", ok=True, detail=f"looks up {_LOOKED_UP}")
+    return Finding(subject="DNS", ok=True, detail=f"looks up {host}")

@@ -63,6 +63,21 @@ def shard_state(connection: Connection, shard_id: ShardId) -> ShardState | None:
     return None if state is None else ShardState(state)
 
 
+def is_being_written(connection: Connection, shard_id: ShardId) -> bool:
+    """Whether the run that writes a shard still has a living lease."""
+    return bool(
+        connection.execute(
+            text("""
+                SELECT EXISTS (
+                    SELECT FROM leases JOIN shards USING (run_id)
+                    WHERE shard_id = :shard_id AND expires_at > clock_timestamp()
+                )
+            """),
+            {"shard_id": shard_id},
+        ).scalar()
+    )
+
+
 def abandon_shard(connection: Connection, shard_id: ShardId) -> None:
     """Give a shard up that was not committed; its file is gc's to delete."""
     connection.execute(
@@ -90,9 +105,7 @@ def commit_shard(
     Raises:
         InternalError: The shard holds rows that were not claimed under this lease.
     """
-    # With statistics from before the first claim the planner would otherwise join row by row:
-    # seconds for 10,000 rows instead of 0.1.
-    connection.execute(text("SET LOCAL enable_nestloop = off"))
+    _join_by_hash(connection)
     done = connection.execute(
         text("""
             UPDATE extractions e SET
@@ -157,6 +170,7 @@ def record_failures(
     Returns:
         How many failed for good.
     """
+    _join_by_hash(connection)
     failed = connection.execute(
         text("""
             UPDATE extractions e SET
@@ -239,16 +253,26 @@ def catalogue_id(connection: Connection) -> UUID:
     return UUID(str(connection.execute(text("SELECT catalogue_id FROM catalogue")).scalar_one()))
 
 
+def _join_by_hash(connection: Connection) -> None:
+    """For this transaction.
+
+    With statistics from before the first claim the planner would otherwise join row by row:
+    seconds for 10,000 rows instead of 0.1.
+    """
+    connection.execute(text("SET LOCAL enable_nestloop = off"))
+
+
 def _count_removed(connection: Connection, image_ids: list[ImageId]) -> int:
     # A later statement than the update it explains: it sees what a concurrent removal committed
     # while the update waited for it.
-    return connection.execute(
+    removed: int = connection.execute(
         text("""
             SELECT count(*) FROM unnest(CAST(:image_ids AS bigint[])) AS r (image_id)
             WHERE NOT EXISTS (SELECT FROM images i WHERE i.image_id = r.image_id)
         """),
         {"image_ids": image_ids},
     ).scalar_one()
+    return removed
 
 
 def _wait_s(failure: FailedImage, backoff_s: float) -> float:

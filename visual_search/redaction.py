@@ -3,6 +3,7 @@
 from urllib.parse import urlsplit, urlunsplit
 
 _MAX_SHOWN = 300
+_HARMLESS = frozenset({"host", "port", "sslmode", "dbname", "region", "scheme"})
 
 
 def redact_url(url: str) -> str:
@@ -32,20 +33,20 @@ def printable(text: str, limit: int = _MAX_SHOWN) -> str:
 
 
 def mask_dsn(dsn: str) -> str:
-    """A database URL with its password, and any in its query, replaced by `***`."""
-    try:
-        parts = urlsplit(dsn)
-        netloc = parts.netloc
-    except ValueError:
+    """A database URL with its password, and what its query may hide, replaced by `***`.
+
+    Passwords are often pasted in unescaped, and SQLAlchemy takes them so: everything up to the
+    last `@` counts as credentials.
+    """
+    scheme, there, rest = dsn.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    if not there or any(mark in user for mark in "/?#"):
         return "***"
-    if not parts.scheme or ("@" in dsn and not netloc):
-        return "***"
-    user, at, host = netloc.rpartition("@")
-    name, colon, _ = user.partition(":")
-    query = "&".join(
-        item if item.partition("=")[0] in ("host", "port", "sslmode", "dbname") else
-        f"{item.partition('=')[0]}=***"
-        for item in parts.query.split("&") if item
+    address, asked, query = place.partition("?")
+    shown = "&".join(
+        item if name in _HARMLESS else f"{name}=***"
+        for item in query.split("&")
+        if (name := item.partition("=")[0])
     )
-    masked = f"{name}{':***' if colon else ''}{at}{host}"
-    return urlunsplit((parts.scheme, masked, parts.path, query, ""))
+    return f"{scheme}://{user}{':***' if colon else ''}{at}{address}{asked}{shown}"

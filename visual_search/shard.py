@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +24,9 @@ from visual_search.images import EmbeddedImage, RunId, ShardId, ShardRecord, Wri
 
 FOLDER_MARKER: Final = "_vsearch.json"
 _ROW_GROUP_ROWS: Final = 1_000
+_OUR_NAME: Final = re.compile(
+    r"(?:\.(?=.*\.partial$))?(?P<shard_id>[0-9a-f-]{36})\.parquet(?:\.partial)?"
+)
 
 
 def output_folder(output: str) -> Path:
@@ -49,23 +55,66 @@ def prepare_output(folder: Path, catalogue_id: UUID) -> None:
     marker = folder / FOLDER_MARKER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not marker.exists():
-            probe = folder / f".{FOLDER_MARKER}.{os.getpid()}"
-            probe.write_text(json.dumps({"catalogue_id": str(catalogue_id)}) + "\n")
+        probe = folder / f".{FOLDER_MARKER}.{os.getpid()}"
+        probe.write_text(json.dumps({"catalogue_id": str(catalogue_id)}) + "\n")
+        if marker.exists():
+            probe.unlink()
+        else:
             probe.replace(marker)
-        owner = json.loads(marker.read_text()).get("catalogue_id")
-        probe = folder / f".probe.{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except (OSError, ValueError, AttributeError) as error:
+    except OSError as error:
         raise StorageError(
             f"cannot write vectors to {folder}: {_words(error)}; --output names another folder"
         ) from error
+    check_owner(folder, catalogue_id)
+
+
+def check_owner(folder: Path, catalogue_id: UUID) -> None:
+    """Raise `UsageError` unless the folder is marked as this catalogue's."""
+    try:
+        owner = json.loads((folder / FOLDER_MARKER).read_text())["catalogue_id"]
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is no folder of vectors: it has no {FOLDER_MARKER}") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"cannot read {folder / FOLDER_MARKER}: {_words(error)}") from error
     if owner != str(catalogue_id):
         raise UsageError(
             f"{folder} holds the vectors of another catalogue ({owner}); "
             "--output names another folder"
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardFile:
+    """A file that a writer of shards made, finished or not.
+
+    Attributes:
+        modified_at: Seconds since 1970 by the file system's clock.
+    """
+
+    path: Path
+    shard_id: ShardId
+    bytes: int
+    modified_at: float
+
+
+def list_files(folder: Path) -> list[ShardFile]:
+    """All files under `folder` that have a name of ours; no others."""
+    found = []
+    for path in sorted(folder.glob("model_id=*/date=*/*.parquet*")):
+        named = _OUR_NAME.fullmatch(path.name)
+        if named is None:
+            continue
+        with suppress(FileNotFoundError):  # renamed or deleted since it was listed
+            facts = path.stat()
+            found.append(
+                ShardFile(
+                    path=path,
+                    shard_id=ShardId(UUID(named["shard_id"])),
+                    bytes=facts.st_size,
+                    modified_at=facts.st_mtime,
+                )
+            )
+    return found
 
 
 class ShardWriter:
@@ -171,15 +220,16 @@ class ShardWriter:
     def discard(self) -> None:
         """Drop the partial file. A file that is already visible is only gc's to delete."""
         self._waiting.clear()
-        try:
+        # The disk may be full or gone, which is why the shard is dropped.
+        with suppress(OSError, pa.ArrowException):
             if self._writer is not None:
                 self._writer.close()
+        with suppress(OSError):
             if self._file is not None:
                 self._file.close()
-        except (OSError, pa.ArrowException):
-            pass  # the disk is full or gone; the partial file is unlinked all the same
+        with suppress(OSError):
+            self._partial.unlink()
         self._writer = None
-        self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -206,9 +256,7 @@ class ShardWriter:
 
     def _open(self) -> None:
         made = [
-            folder
-            for folder in (self.path.parent, self.path.parent.parent)
-            if not folder.exists()
+            folder for folder in (self.path.parent, self.path.parent.parent) if not folder.exists()
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for folder in made:

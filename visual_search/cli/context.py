@@ -67,8 +67,10 @@ def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     """Left-aligned columns; numbers to the right."""
     cells = [tuple("–" if cell is None else str(cell) for cell in row) for row in rows]
     widths = [max(len(row[n]) for row in [head, *cells]) for n in range(len(head))]
-    numeric = [bool(rows) and all(isinstance(row[n], int | float) for row in rows)
-               for n in range(len(head))]
+    numeric = [
+        bool(rows) and all(isinstance(row[n], int | float) for row in rows)
+        for n in range(len(head))
+    ]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)

@@ -152,7 +152,9 @@ def _names(database: "Database", names: list[str], *, all_models: bool) -> list[
         if not names:
             raise ModelError("no model has run on this catalogue yet; name one with --model NAME")
     if not names:
-        raise SettingsError("no model given; `vsearch extract --model NAME`, see `vsearch models list`")
+        raise SettingsError(
+            "no model given; `vsearch extract --model NAME`, see `vsearch models list`"
+        )
     return list(dict.fromkeys(names))
 
 

@@ -80,36 +80,71 @@ def verify(
       vsearch shards verify
       vsearch shards verify --model resnet18 --repair
     """
-    from visual_search.record import discard_shard, list_shards
-    from visual_search.shard import find_damage
+    from visual_search.record import list_shards
+    from visual_search.upkeep import find_damaged
+    from visual_search.upkeep import repair as repair_shards
 
     cli: CliContext = context.obj
-    damaged = []
-    again = 0
     with cli.database() as database:
         with database.transaction() as connection:
             shards = list_shards(connection, model=model)
-        for shard in shards:
-            damage = find_damage(shard)
-            if damage is None:
-                continue
-            damaged.append((shard, damage))
-            if repair:
-                with database.transaction() as connection:
-                    again += discard_shard(connection, shard.shard_id)
+        damaged = find_damaged(shards)
+        again = repair_shards(database, damaged) if repair else 0
     if as_json:
         echo_json(
             {
                 "checked": len(shards),
-                "damaged": [asdict(shard) | {"damage": damage} for shard, damage in damaged],
+                "damaged": [asdict(bad.shard) | {"damage": bad.damage} for bad in damaged],
                 "images_pending_again": again,
             }
         )
     else:
-        for shard, damage in damaged:
-            typer.echo(f"damaged: {shard.uri}: {damage}")
+        for bad in damaged:
+            typer.echo(f"damaged: {bad.shard.uri}: {bad.damage}")
         typer.echo(f"{len(shards):,} shards checked, {len(damaged):,} damaged")
         if repair and damaged:
             typer.echo(f"{again:,} images are pending again; run `vsearch extract`")
     if damaged and not repair:
         raise typer.Exit(int(ExitCode.FAILED))
+
+
+@app.command()
+def gc(
+    context: typer.Context,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="URI", help="The folder to look through.")
+    ] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete what is found; otherwise it is only listed.")
+    ] = False,
+    grace_s: Annotated[
+        float, typer.Option("--grace", min=0, metavar="SECONDS", help="Leave younger files alone.")
+    ] = 3600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List, or delete, shard files that no reader may see: what dead or refused runs left behind.
+
+    \b
+    Examples:
+      vsearch shards gc
+      vsearch shards gc --delete
+    """
+    from visual_search.shard import output_folder
+    from visual_search.upkeep import collect_garbage
+
+    cli: CliContext = context.obj
+    settings = cli.settings_with(output=output)
+    with cli.database(settings) as database:
+        garbage = list(
+            collect_garbage(
+                database, output_folder(settings.output_uri), grace_s=grace_s, delete=delete
+            )
+        )
+    if as_json:
+        echo_json({"deleted": delete, "files": [asdict(file) for file in garbage]})
+        return
+    for file in garbage:
+        typer.echo(f"{file.why}: {file.path}")
+    total = sum(file.bytes for file in garbage)
+    advice = "" if delete or not garbage else "; `vsearch shards gc --delete` deletes them"
+    typer.echo(f"{len(garbage):,} files, {total:,} bytes{' deleted' if delete else ''}{advice}")

@@ -1,0 +1,106 @@
+"""Shards after they were written: find damage, repair it, and collect what no reader may see."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from visual_search import record
+from visual_search.database.connection import Database
+from visual_search.database.schema import ShardState
+from visual_search.images import ShardId, ShardRecord
+from visual_search.shard import check_owner, find_damage, list_files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DamagedShard:
+    """A committed shard whose file is not as recorded."""
+
+    shard: ShardRecord
+    damage: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Garbage:
+    """A file of ours that no committed shard needs.
+
+    Attributes:
+        why: `abandoned`, `discarded`, or `unknown` to the table.
+    """
+
+    path: Path
+    bytes: int
+    why: str
+
+
+def find_damaged(shards: Sequence[ShardRecord]) -> list[DamagedShard]:
+    """Read every shard's file and compare it with the record."""
+    return [
+        DamagedShard(shard=shard, damage=damage)
+        for shard in shards
+        if (damage := find_damage(shard)) is not None
+    ]
+
+
+def repair(database: Database, damaged: Sequence[DamagedShard]) -> int:
+    """Take damaged shards out of the history.
+
+    Returns:
+        How many images are pending again.
+    """
+    again = 0
+    for bad in damaged:
+        with database.transaction() as connection:
+            again += record.discard_shard(connection, bad.shard.shard_id)
+    return again
+
+
+def collect_garbage(
+    database: Database, folder: Path, *, grace_s: float, delete: bool
+) -> Iterator[Garbage]:
+    """Find, and with `delete` remove, files under `folder` that no committed shard needs.
+
+    Files are listed first and the table is read afterwards: what a worker commits in between is
+    seen as committed. A shard that is still `writing` is touched only when its run has no living
+    lease, and only after it was set to `abandoned`: a writer that wakes up then is refused.
+
+    Args:
+        database: Whose catalogue.
+        folder: Where its shards are.
+        grace_s: Younger files are left alone.
+        delete: Otherwise nothing is changed.
+
+    Raises:
+        UsageError: The folder is another catalogue's, or nobody's.
+    """
+    check_owner(folder, database.run(record.catalogue_id))
+    youngest = time.time() - grace_s
+    files = [file for file in list_files(folder) if file.modified_at <= youngest]
+    for file in files:
+
+        def judge(connection: Connection, shard_id: ShardId = file.shard_id) -> str | None:
+            return _why_garbage(connection, shard_id, abandon=delete)
+
+        why = database.run(judge)
+        if why is None:
+            continue
+        if delete:
+            file.path.unlink(missing_ok=True)
+        yield Garbage(path=file.path, bytes=file.bytes, why=why)
+
+
+def _why_garbage(connection: Connection, shard_id: ShardId, *, abandon: bool) -> str | None:
+    state = record.shard_state(connection, shard_id)
+    if state is None:
+        return "unknown"
+    if state is ShardState.COMMITTED:
+        return None
+    if state is ShardState.WRITING:
+        if record.is_being_written(connection, shard_id):
+            return None
+        if abandon:
+            record.abandon_shard(connection, shard_id)
+        return ShardState.ABANDONED.value
+    return state.value
