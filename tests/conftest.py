@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
@@ -25,9 +26,13 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def cluster() -> Iterator[URL]:
     """A private Postgres server with one migrated template database."""
-    with embedded.running(tmp_path_factory.mktemp("cluster"), create=True) as url:
+    # Not under pytest's own folder, which only root may enter: the server has another user.
+    with (
+        TemporaryDirectory(prefix="vsearch-test-") as home,
+        embedded.running(Path(home), create=True) as url,
+    ):
         _administer(url, f"CREATE DATABASE {quoted(TEMPLATE)}")
         database = Database(url.set(database=TEMPLATE), schema="vsearch", outage_s=0)
         migrate.upgrade(database)

@@ -144,9 +144,11 @@ class Database:
             raise SettingsError(
                 f"the database {self.place} refuses: {_plain(words)}; check VSEARCH_DATABASE_URL"
             ) from None
-        if state in _GONE or (
-            state is None and isinstance(error, OperationalError | InterfaceError)
-        ) or error.connection_invalidated:
+        if (
+            state in _GONE
+            or (state is None and isinstance(error, OperationalError | InterfaceError))
+            or error.connection_invalidated
+        ):
             raise DatabaseGoneError(
                 f"the database {self.place} does not answer: {_plain(words)}"
             ) from None
@@ -230,5 +232,3 @@ def _checked(url: str | URL) -> URL:
 
 def _plain(words: str) -> str:
     return words.removeprefix("connection to server").strip().rstrip(".")
-
-

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import weakref
+from functools import partial
 from pathlib import Path
 
 
@@ -19,8 +20,8 @@ class FileLock:
     def __init__(self, path: Path, *, shared: bool = False) -> None:
         self._path = path
         self._descriptor = -1
-        own = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: (lock := own()) and lock.close())
+        # A weak reference, since such a registration cannot be taken back.
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(self)))
         while not self.is_current():
             # Either the first time, or the folder was deleted while we waited for its lock.
             self.close()
@@ -53,3 +54,8 @@ class FileLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _close(reference: weakref.ref[FileLock]) -> None:
+    if lock := reference():
+        lock.close()
