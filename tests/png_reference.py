@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Adam7: first column, first row, column step, row step.
-PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 
 Samples = npt.NDArray[np.int64]
 
@@ -28,7 +36,9 @@ def over_white(body: bytes) -> npt.NDArray[np.uint8]:
 
 def _rgb_and_alpha(body: bytes) -> tuple[Samples, Samples]:
     chunks = list(_chunks(body))
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", dict(chunks)[b"IHDR"])
+    width, height, depth, colour, _, _, interlaced = struct.unpack(
+        ">IIBBBBB", dict(chunks)[b"IHDR"]
+    )
     data = zlib.decompress(b"".join(content for name, content in chunks if name == b"IDAT"))
     samples = _samples(data, width, height, depth, CHANNELS[colour], bool(interlaced))
     key = next((content for name, content in chunks if name == b"tRNS"), None)

@@ -1,24 +1,24 @@
 """What can go wrong, sorted by what stops.
 
-    VsearchError
-    ├── ImageError             this image is recorded as failed, the run goes on
-    ├── BatchError             this batch is dropped and its images are claimed again
-    │   ├── EmbedError         a vector is not finite
-    │   └── FencedError        another worker owns the images now
-    └── RunError               the run ends with one sentence and an exit code
-        ├── InternalError      1: a state that must not be; a bug
-        ├── UsageError         2: a retry cannot help until the user changes something
-        │   ├── SettingsError
-        │   ├── NoCatalogueError
-        │   ├── SchemaError
-        │   ├── ModelError
-        │   └── WeightsError
-        ├── FailureRateError   3: too many images fail for reasons of their surroundings
-        ├── TemporaryError     75: the same command may succeed later
-        │   ├── DatabaseGoneError
-        │   ├── StorageError
-        │   └── WeightsDownloadError
-        └── StoppedError       130 or 143: a signal ended the run
+VsearchError
+├── ImageError             this image is recorded as failed, the run goes on
+├── BatchError             this batch is dropped and its images are claimed again
+│   ├── EmbedError         a vector is not finite
+│   └── FencedError        another worker owns the images now
+└── RunError               the run ends with one sentence and an exit code
+    ├── InternalError      1: a state that must not be; a bug
+    ├── UsageError         2: a retry cannot help until the user changes something
+    │   ├── SettingsError
+    │   ├── NoCatalogueError
+    │   ├── SchemaError
+    │   ├── ModelError
+    │   └── WeightsError
+    ├── FailureRateError   3: too many images fail for reasons of their surroundings
+    ├── TemporaryError     75: the same command may succeed later
+    │   ├── DatabaseGoneError
+    │   ├── StorageError
+    │   └── WeightsDownloadError
+    └── StoppedError       130 or 143: a signal ended the run
 """
 
 from enum import Enum, IntEnum

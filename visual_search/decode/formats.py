@@ -80,9 +80,7 @@ def recognise(body: bytes) -> Format:
         return GIF
     if body.startswith(b"BM"):
         return BMP
-    raise ImageError(
-        FailureReason.NOT_AN_IMAGE, f"{_guess(body)}, not JPEG, PNG, WebP, GIF or BMP"
-    )
+    raise ImageError(FailureReason.NOT_AN_IMAGE, f"{_guess(body)}, not JPEG, PNG, WebP, GIF or BMP")
 
 
 _BINARY = (
@@ -105,24 +103,29 @@ _BRANDS = ((b"avi", "an AVIF"), (b"hei", "a HEIC"), (b"hev", "a HEIC"), (b"mif",
 
 
 def _guess(body: bytes) -> str:
+    name = _binary_name(body) or _text_name(body[:1024])
+    return f"looks like {name}" if name else f"begins with {body[:8].hex(' ')}"
+
+
+def _binary_name(body: bytes) -> str | None:
     if body[4:8] == b"ftyp":
         brand = body[8:12]
         return next((name for start, name in _BRANDS if brand.startswith(start)), "a video (MP4)")
-    for magic, name in _BINARY:
-        if body.startswith(magic):
-            return name
-    text = body[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((name for magic, name in _BINARY if body.startswith(magic)), None)
+
+
+def _text_name(start: bytes) -> str | None:
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if b"<svg" in text:
         return "SVG"
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or b"<html" in text:
+    if b"<html" in text or text.startswith((b"<!doctype html", b"<head", b"<body")):
         return "HTML"
     if text.startswith(b"<"):
         return "XML"
     if text.startswith((b"{", b"[")):
         return "JSON"
-    if text.isascii() and text.translate(None, b"\t\r\n").decode("ascii").isprintable():
-        return "text"
-    return f"unknown data that begins with {body[:8].hex(' ')}"
+    plain = text.isascii() and text.translate(None, b"\t\r\n").decode("ascii").isprintable()
+    return "text" if plain else None
 
 
 def webp_size(body: bytes) -> tuple[int, int] | None:
@@ -160,7 +163,8 @@ def check_png_data(body: bytes) -> None:
         if name == b"IDAT":
             if end + 4 > len(body):
                 raise ImageError(
-                    FailureReason.TRUNCATED_IMAGE, f"PNG: ends within its data, at {len(body)} bytes"
+                    FailureReason.TRUNCATED_IMAGE,
+                    f"PNG: ends within its data, at {len(body)} bytes",
                 )
             if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
                 raise ImageError(
@@ -170,7 +174,7 @@ def check_png_data(body: bytes) -> None:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, of an EXIF block; 1 if there is none or it makes no sense.
+    """The orientation that an EXIF block states; 1, upright, if it states none.
 
     Reads the one entry it is after. A full parse would build every entry, and each can claim
     the whole block as its value.
@@ -185,7 +189,7 @@ def exif_orientation(exif: bytes) -> int:
         for at in range(directory + 2, directory + 2 + 12 * entries, 12):
             tag, kind, count, value = struct.unpack_from(order + "HHIH", exif, at)
             if tag == 0x0112:
-                return value if (kind, count) == (3, 1) and 1 <= value <= 8 else 1
+                return value if (kind, count) == (3, 1) else 1
     except struct.error:  # it points outside the block
         pass
     return 1

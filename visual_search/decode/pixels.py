@@ -1,11 +1,13 @@
 """One encoded image → RGB pixels. Knows nothing of processes."""
 
+import re
 import struct
 import warnings
 import zlib
 from io import BytesIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
@@ -53,7 +55,7 @@ _UPRIGHT = {
 _KEY_TO_8_BITS = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
-def decode(body: bytes, *, max_pixels: int, room: Pixels | None = None) -> Pixels:
+def decode(body: bytes, *, max_pixels: int, room: npt.NDArray[np.uint8] | None = None) -> Pixels:
     """Decode the first frame of a JPEG, PNG, WebP, GIF or BMP file.
 
     Upright by its EXIF orientation; transparency over white; 16-bit samples keep their high
@@ -79,7 +81,7 @@ def decode(body: bytes, *, max_pixels: int, room: Pixels | None = None) -> Pixel
         try:
             return _rgb_pixels(_upright(_load(body, kind, max_pixels)), room)
         except _PILLOW_ERRORS as error:
-            raise _verdict(body, kind, error) from error
+            raise _verdict(body, kind, max_pixels, error) from error
 
 
 def _load(body: bytes, kind: Format, max_pixels: int) -> ImageFile:
@@ -119,7 +121,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb_pixels(image: Image.Image, room: Pixels | None) -> Pixels:
+def _rgb_pixels(image: Image.Image, room: npt.NDArray[np.uint8] | None) -> Pixels:
     width, height = image.size
     size = width * height * CHANNELS
     flat = np.empty(size, np.uint8) if room is None else room[:size]
@@ -156,9 +158,12 @@ def _high_bytes(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _verdict(body: bytes, kind: Format, error: BaseException) -> ImageError:
+def _verdict(body: bytes, kind: Format, max_pixels: int, error: Exception) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
-        return ImageError(FailureReason.TOO_MANY_PIXELS, f"{kind.name}: {printable(str(error), 120)}")
+        # A frame that outgrows what the header said. Pillow names the number, with its own limit.
+        found = re.search(r"\d+ pixels", str(error))
+        size = found.group() if found else "too many pixels"
+        return ImageError(FailureReason.TOO_MANY_PIXELS, f"{size}, limit {max_pixels}")
     if isinstance(error, MemoryError):
         return ImageError(
             FailureReason.UNDECODABLE, f"{kind.name}: needs more memory than a decoder may take"
