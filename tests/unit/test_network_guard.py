@@ -17,6 +17,7 @@ from visual_search.errors import FailureReason, ImageError
 from visual_search.network_guard import Guard, GuardedResolver
 
 PUBLIC = Guard((), (80, 443))
+ALL_V6 = Guard((ip_network("::/0"),), (80, 443))
 
 REFUSED_V4 = {
     "0.0.0.0/8": "this host",
@@ -102,14 +103,20 @@ def test_both_ends_of_a_special_block_are_refused_and_their_neighbours_are_not(
 def test_a_refused_address_inside_another_is_refused(name: str, network: str) -> None:
     for inner in ends(network):
         refusal(PUBLIC.check_address, str(EMBEDDINGS[name](inner)), 80)
+        # With all of IPv6 open, only what is inside remains a reason.
+        refusal(ALL_V6.check_address, str(EMBEDDINGS[name](inner)), 80)
 
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
-def test_opening_the_outer_network_does_not_open_what_it_carries(name: str) -> None:
-    guard = Guard((ip_network("::/0"),), (80, 443))
-    carried = EMBEDDINGS[name](IPv4Address("10.0.0.1"))
-    assert "10.0.0.1, inside" in refusal(guard.check_address, str(carried), 80).detail
-    guard.check_address(str(EMBEDDINGS[name](IPv4Address("93.184.216.34"))), 80)
+def test_an_opened_network_that_carries_a_public_address_is_open(name: str) -> None:
+    ALL_V6.check_address(str(EMBEDDINGS[name](IPv4Address("93.184.216.34"))), 80)
+    carried = str(EMBEDDINGS[name](IPv4Address("10.0.0.1")))
+    assert "10.0.0.1, inside" in refusal(ALL_V6.check_address, carried, 80).detail
+
+
+def test_an_opened_gateway_does_not_open_the_ports_behind_it() -> None:
+    carried = str(EMBEDDINGS["nat64"](IPv4Address("93.184.216.34")))
+    assert "port 8080" in refusal(ALL_V6.check_address, carried, 8080).detail
 
 
 def test_a_public_address_in_isatap_form_is_public() -> None:
