@@ -4,7 +4,7 @@ All claims of one open shard carry one lease's token. Only the database's clock 
 lease lives. Every function is one step inside the caller's short transaction.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -134,6 +134,14 @@ def claim_images(
     """
     lock_lease(connection, token)
     least, most, largest = suspicion.value
+    # With statistics from before the images were seeded the planner expects a handful of pending
+    # rows, reads them all and sorts them; the index has them in order. The update names no status
+    # (its rows are locked and pending), or the planner would walk that index once for each row.
+    connection.execute(
+        text(
+            "SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true)"
+        )
+    )
     claimed = connection.execute(
         text("""
             WITH due AS MATERIALIZED (
@@ -148,12 +156,10 @@ def claim_images(
                 UPDATE extractions e SET status = 'claimed', lease_token = :token
                 FROM due
                 WHERE e.model_key = :model_key AND e.image_id = due.image_id
-                  AND e.status = 'pending'
                 RETURNING e.image_id, e.attempts, e.crashes
             )
             SELECT image_id, attempts, crashes, image_key, url
             FROM claimed JOIN images USING (image_id)
-            ORDER BY image_id
         """),
         {
             "model_key": model_key,
@@ -163,7 +169,7 @@ def claim_images(
             "most": most,
         },
     )
-    return [
+    images = [
         ClaimedImage(
             image_id=ImageId(row.image_id),
             image_key=row.image_key,
@@ -174,6 +180,7 @@ def claim_images(
         )
         for row in claimed
     ]
+    return sorted(images, key=lambda image: image.image_id)
 
 
 def lock_lease(connection: Connection, token: LeaseToken) -> None:
@@ -254,25 +261,6 @@ def rescue_images(connection: Connection, model_key: ModelKey) -> int:
         {"tokens": tokens},
     )
     return rescued.rowcount
-
-
-def release_images(
-    connection: Connection, *, token: LeaseToken, image_ids: Sequence[ImageId]
-) -> int:
-    """Give claimed images back; nobody is charged.
-
-    Returns:
-        How many were still claimed under this lease.
-    """
-    released = connection.execute(
-        text("""
-            UPDATE extractions SET status = 'pending', lease_token = NULL
-            WHERE lease_token = :token AND status = 'claimed'
-              AND image_id = ANY(CAST(:image_ids AS bigint[]))
-        """),
-        {"token": token, "image_ids": list(image_ids)},
-    )
-    return released.rowcount
 
 
 def close_lease(connection: Connection, token: LeaseToken) -> int:

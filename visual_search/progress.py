@@ -3,7 +3,7 @@
 import sys
 import time
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Never, Self
 
 import structlog
 from tqdm import tqdm
@@ -21,7 +21,7 @@ class Progress:
         self._total = total
         self._logged_at = time.monotonic()
         # disable=None: no bar where stderr is not a terminal.
-        self._bar: tqdm[None] = tqdm(
+        self._bar: tqdm[Never] = tqdm(
             total=total, desc=label, unit="img", disable=None, file=sys.stderr, dynamic_ncols=True
         )
 

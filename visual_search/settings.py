@@ -20,7 +20,7 @@ from pydantic_settings import (
 )
 
 from visual_search.errors import SettingsError
-from visual_search.redaction import mask_dsn, printable
+from visual_search.redaction import mask_dsn, printable, redact_url
 
 ENV_PREFIX: Final = "VSEARCH_"
 CONFIG_VARIABLE: Final = "VSEARCH_CONFIG"
@@ -52,7 +52,7 @@ class DownloadSettings(_Group):
     max_bytes: ByteSize = Field(ByteSize(20_000_000), gt=0)
     max_redirects: int = Field(5, ge=0, le=20)
     tries: int = Field(3, ge=1, le=10)
-    user_agent: str | None = None
+    user_agent: str | None = Field(None, pattern=r"^[ -~]+$")
     allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     allow_ports: tuple[int, ...] = (80, 443)
 
@@ -138,6 +138,19 @@ class Settings(BaseSettings):
     weights: WeightsSettings = WeightsSettings()
     models: dict[str, ModelTable] = Field(default_factory=dict)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the file; no .env files and no secret folders."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return init_settings, _Environment(settings_cls), TomlConfigSettingsSource(settings_cls)
+
     @property
     def output_uri(self) -> str:
         """Where vectors go: `output`, or `home`/vectors."""
@@ -145,12 +158,11 @@ class Settings(BaseSettings):
 
     def shown(self) -> dict[str, Any]:
         """All settings as plain values, secrets masked."""
-        plain = self.model_dump(mode="json", by_alias=True)
+        plain: dict[str, Any] = _redacted(self.model_dump(mode="json", by_alias=True))
+        plain["output"] = _redacted(self.output_uri)
         if self.database_url is not None:
-            plain["database_url"] = self.database_url.get_secret_value()
-        plain["output"] = self.output_uri
-        masked: dict[str, Any] = _masked(plain)
-        return masked
+            plain["database_url"] = mask_dsn(self.database_url.get_secret_value())
+        return plain
 
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
@@ -169,18 +181,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         _check_readable(named)
 
     class FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            del env_settings, dotenv_settings, file_secret_settings  # ours, and none
-            file = TomlConfigSettingsSource(settings_cls, toml_file=named)
-            return init_settings, _Environment(settings_cls), file
+        model_config = SettingsConfigDict(toml_file=named)
 
     given = _given(flags)
     try:
@@ -265,7 +266,7 @@ def _source(path: Sequence[str], given: dict[str, Any], config: Path | None) -> 
         variable = ENV_PREFIX + "__".join(path[:length]).upper()
         if variable in present:
             return f"in {present[variable]}"
-    return f"in {config}"
+    return f"in {config or 'the environment'}"
 
 
 def _shown(path: Sequence[str], value: Any) -> str:
@@ -276,15 +277,15 @@ def _shown(path: Sequence[str], value: Any) -> str:
     return f" = {printable(text, _MAX_SHOWN)!r}"
 
 
-def _masked(plain: Any) -> Any:
-    """`plain` with the credentials of every URL in it replaced."""
+def _redacted(plain: Any) -> Any:
+    """`plain` without the credentials and queries of the URLs in it."""
     match plain:
         case dict():
-            return {name: _masked(value) for name, value in plain.items()}
+            return {name: _redacted(value) for name, value in plain.items()}
         case list():
-            return [_masked(value) for value in plain]
+            return [_redacted(value) for value in plain]
         case str() if "://" in plain:
-            return mask_dsn(plain)
+            return redact_url(plain)
     return plain
 
 

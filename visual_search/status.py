@@ -86,7 +86,7 @@ def model_statuses(database: Database) -> list[ModelStatus]:
 
 def count_claimable(connection: Connection, model_key: ModelKey) -> int:
     """How many images could be claimed now, those included that the model was not told of yet."""
-    return connection.execute(
+    claimable: int = connection.execute(
         text("""
             SELECT (SELECT count(*) FROM extractions
                     WHERE model_key = :model_key AND status = 'pending'
@@ -97,12 +97,14 @@ def count_claimable(connection: Connection, model_key: ModelKey) -> int:
         """),
         {"model_key": model_key},
     ).scalar_one()
+    return claimable
 
 
 def count_images(database: Database) -> int:
     """How many images the catalogue has."""
     with database.transaction() as connection:
-        return connection.execute(text("SELECT count(*) FROM images")).scalar_one()
+        images: int = connection.execute(text("SELECT count(*) FROM images")).scalar_one()
+    return images
 
 
 def as_documents(statuses: Sequence[ModelStatus]) -> list[dict[str, Any]]:

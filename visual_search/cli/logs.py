@@ -1,10 +1,22 @@
-"""Logs on stderr: readable on a terminal, one JSON object a line elsewhere."""
+"""Logs on stderr: warnings for people on a terminal, one JSON object a line elsewhere."""
 
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TextIO, cast
 
 import structlog
+from tqdm import tqdm
+
+
+class _AroundBars:
+    """A file that writes to stderr above a progress bar instead of into it."""
+
+    def write(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr, end="")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def configure(*, debug: bool) -> None:
@@ -23,16 +35,23 @@ def configure(*, debug: bool) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.DEBUG if debug else logging.INFO
+        wrapper_class=structlog.make_filtering_bound_logger(_level(debug=debug, bars=terminal)),
+        logger_factory=structlog.WriteLoggerFactory(
+            cast("TextIO", _AroundBars()) if terminal else sys.stderr
         ),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     # Other libraries' messages may quote whole URLs; ours say what matters.
     logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")
     for name in ("aiohttp", "asyncio", "stamina", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _level(*, debug: bool, bars: bool) -> int:
+    """Where there are bars, they say how it goes."""
+    if debug:
+        return logging.DEBUG
+    return logging.WARNING if bars else logging.INFO
 
 
 def warn_of_unknown(variables: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ beginning, `recorder.py` its end.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -55,7 +55,7 @@ class ModelResult:
     model: str
     model_id: str | None = None
     run_id: RunId | None = None
-    figures: RunFigures = RunFigures()
+    figures: RunFigures = field(default_factory=RunFigures)
     shards: int = 0
     waiting: int = 0
     due_in_s: float | None = None
@@ -71,7 +71,7 @@ def extract(
     stop: StopSignals,
     limit: int | None = None,
     retry_failed: bool = False,
-    on_result: Callable[[ModelResult], None] = lambda result: None,
+    on_result: Callable[[ModelResult], None] | None = None,
 ) -> list[ModelResult]:
     """Embed all images that lack a vector, for each model in turn.
 
@@ -95,7 +95,8 @@ def extract(
             result = _extract_model(
                 database, settings, name, stop=stop, limit=limit, retry_failed=retry_failed
             )
-        on_result(result)
+        if on_result is not None:
+            on_result(result)
         results.append(result)
         if stop.exit_code is not None:
             break
@@ -251,7 +252,9 @@ def _run(
         try:
             run.execute()
             if stop.exit_code is not None:
-                error = StoppedError("stopped by a signal; finished work is recorded", stop.exit_code)
+                error = StoppedError(
+                    "stopped by a signal; finished work is recorded", stop.exit_code
+                )
         except RunError as stopped:
             error = stopped
         except BaseException as bug:
@@ -273,9 +276,7 @@ def _run(
     )
 
 
-def _finish(
-    database: Database, run_id: RunId, figures: RunFigures, error: RunError | None
-) -> None:
+def _finish(database: Database, run_id: RunId, figures: RunFigures, error: RunError | None) -> None:
     outcome = RunOutcome.COMPLETED
     if isinstance(error, StoppedError):
         outcome = RunOutcome.STOPPED

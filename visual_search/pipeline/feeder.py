@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TypeVar
 from uuid import uuid4
 
@@ -23,7 +24,7 @@ from visual_search.images import (
 )
 from visual_search.models.registry import RegisteredModel
 from visual_search.pipeline.core_time import CoreTime
-from visual_search.pipeline.recorder import OpenShard, Outcome
+from visual_search.pipeline.recorder import OpenShard, Recorder
 from visual_search.settings import Settings
 
 T = TypeVar("T")
@@ -52,10 +53,8 @@ class Feeder:
         settings: Settings,
         limit: int | None,
         core_time: CoreTime,
-        on_shard: Callable[[OpenShard], None],
-        on_close: Callable[[OpenShard], None],
+        recorder: Recorder,
         on_body: Callable[[ClaimedImage, Download], None],
-        on_outcome: Callable[[Outcome], None],
     ) -> None:
         self._database = database
         self._model = model
@@ -63,10 +62,8 @@ class Feeder:
         self._settings = settings
         self._left = limit
         self._core_time = core_time
-        self._on_shard = on_shard
-        self._on_close = on_close
+        self._recorder = recorder
         self._on_body = on_body
-        self._on_outcome = on_outcome
         self._loop = asyncio.new_event_loop()
         self._free_slots = _AHEAD * settings.download.concurrency
         self._draining = asyncio.Event()
@@ -75,6 +72,7 @@ class Feeder:
         self._open_shards = 0
         self._current: OpenShard | None = None
         self._claiming = False
+        self._metered_to = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
         self.claimed = 0
@@ -82,12 +80,12 @@ class Feeder:
 
     def run(self) -> None:
         """Feed until nothing is left to claim, or until told to stop."""
-        thread_started = time.thread_time()
+        self._metered_to = time.thread_time()
         try:
             self._loop.run_until_complete(self._main())
         finally:
             self._loop.close()
-            self._core_time.add("download", time.thread_time() - thread_started)
+            self._meter()
 
     def release_slot(self) -> None:
         """An image has left the pipeline."""
@@ -198,10 +196,8 @@ class Feeder:
         return False
 
     async def _pause(self, seconds: float) -> None:
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._draining.wait(), seconds)
-        except TimeoutError:
-            pass
 
     async def _settle(self) -> None:
         """Record all open shards, whatever they hold."""
@@ -213,10 +209,17 @@ class Feeder:
         self._changed.clear()
         await self._changed.wait()
 
+    def _meter(self) -> None:
+        """The loop's whole thread works for downloads."""
+        now = time.thread_time()
+        self._core_time.add("download", now - self._metered_to)
+        self._metered_to = now
+
     async def _rotate(self) -> None:
-        """Close the current shard when it has been open for long enough."""
+        """Every second: close the current shard when it has been open for long enough."""
         while True:
             await asyncio.sleep(_POLL_S)
+            self._meter()
             shard = self._current
             if (
                 shard is not None
@@ -227,7 +230,7 @@ class Feeder:
 
     def _close_current(self) -> None:
         if self._current is not None:
-            self._on_close(self._current)
+            self._recorder.close(self._current)
             self._current = None
 
     async def _claim(self, suspicion: Suspicion) -> list[ClaimedImage]:
@@ -242,9 +245,7 @@ class Feeder:
         finally:
             self._claiming = False
 
-    async def _claim_for(
-        self, shard: OpenShard | None, suspicion: Suspicion
-    ) -> list[ClaimedImage]:
+    async def _claim_for(self, shard: OpenShard | None, suspicion: Suspicion) -> list[ClaimedImage]:
         token = shard.token if shard else LeaseToken(uuid4())
         room = self._settings.extract.shard_rows - (shard.claimed if shard else 0)
         rows = min(_CLAIM_ROWS, room)
@@ -284,7 +285,7 @@ class Feeder:
             shard = OpenShard(token=token)
             self._current = shard
             self._open_shards += 1
-            self._on_shard(shard)
+            self._recorder.watch(shard)
         shard.claimed += rows
         self.claimed += rows
         if self._left is not None:
@@ -303,17 +304,14 @@ class Feeder:
                 await self._next_change()
             self._free_slots -= 1
             if self._draining.is_set():
-                self._on_outcome(image)
+                self._recorder.put(image)
                 continue
             task = asyncio.create_task(self._fetch(downloader, image))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
     def _is_full(self) -> bool:
-        return (
-            self._free_slots <= 0
-            or self._held_bytes > self._settings.extract.memory_budget
-        )
+        return self._free_slots <= 0 or self._held_bytes > self._settings.extract.memory_budget
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -325,7 +323,7 @@ class Feeder:
         try:
             download = await downloader.fetch(image.url)
         except ImageError as error:
-            self._on_outcome(
+            self._recorder.put(
                 FailedImage(
                     image=image,
                     reason=error.reason,
@@ -335,7 +333,7 @@ class Feeder:
                 )
             )
         except asyncio.CancelledError:
-            self._on_outcome(image)
+            self._recorder.put(image)
         else:
             self._held_bytes += len(download.body)
             self._on_body(image, download)

@@ -9,7 +9,6 @@ Everything between feeder and recorder is bounded by the feeder's slots and byte
 queues themselves need no limit.
 """
 
-import os
 import queue
 import threading
 import time
@@ -27,7 +26,7 @@ from visual_search import claim, runs
 from visual_search.claim import Outlook
 from visual_search.database.connection import Database
 from visual_search.decode import DecoderProcess
-from visual_search.embed import Embedder, choose_device
+from visual_search.embed import Embedder, choose_device, usable_cores
 from visual_search.errors import DatabaseGoneError, EmbedError, FailureReason, ImageError
 from visual_search.images import ClaimedImage, Download, EmbeddedImage, FailedImage, Pixels, RunId
 from visual_search.models.registry import RegisteredModel
@@ -95,18 +94,6 @@ class ModelRun:
         self._embedder: Embedder | None = None
         self._stop_deadline: float | None = None
         self._steady = _SteadyRate()
-        self._feeder = Feeder(
-            database,
-            model,
-            run_id=run_id,
-            settings=settings,
-            limit=limit,
-            core_time=self._core_time,
-            on_shard=lambda shard: self._recorder.watch(shard),
-            on_close=lambda shard: self._recorder.close(shard),
-            on_body=lambda image, download: self._bodies.put((image, download)),
-            on_outcome=lambda outcome: self._recorder.put(outcome),
-        )
         self._recorder = Recorder(
             database,
             model,
@@ -115,9 +102,19 @@ class ModelRun:
             settings=settings.extract,
             core_time=self._core_time,
             rate=self._rate,
-            on_settled=self._feeder.release_slot,
-            on_closed=self._feeder.shard_closed,
+            on_settled=self._settled,
+            on_closed=self._shard_closed,
             on_hopeless=self._abort,
+        )
+        self._feeder = Feeder(
+            database,
+            model,
+            run_id=run_id,
+            settings=settings,
+            limit=limit,
+            core_time=self._core_time,
+            recorder=self._recorder,
+            on_body=self._downloaded,
         )
 
     @property
@@ -133,7 +130,7 @@ class ModelRun:
         """
         heartbeat = self._thread("heartbeat", self._beat)
         feeder = self._thread("feeder", self._feeder.run)
-        count = self._settings.decode.workers or _cores()
+        count = self._settings.decode.workers or usable_cores()
         decoders = [self._thread(f"decoder-{n}", self._decode) for n in range(count)]
         embedder = self._thread("embedder", self._embed)
         recorder = self._thread("recorder", self._recorder.run)
@@ -170,6 +167,15 @@ class ModelRun:
         """How many shards were recorded."""
         return self._recorder.shards
 
+    def _downloaded(self, image: ClaimedImage, download: Download) -> None:
+        self._bodies.put((image, download))
+
+    def _settled(self) -> None:
+        self._feeder.release_slot()
+
+    def _shard_closed(self) -> None:
+        self._feeder.shard_closed()
+
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
             try:
@@ -201,9 +207,7 @@ class ModelRun:
     def _drain(self) -> None:
         if self._stop_deadline is None:
             log.info("draining", seconds=self._settings.extract.drain_s)
-            self._stop_deadline = (
-                time.monotonic() + self._settings.extract.drain_s * _DRAIN_SHARE
-            )
+            self._stop_deadline = time.monotonic() + self._settings.extract.drain_s * _DRAIN_SHARE
             self._feeder.drain()
         elif time.monotonic() > self._stop_deadline and not self._cut.is_set():
             self._cut.set()
@@ -243,9 +247,7 @@ class ModelRun:
                     self._decode_one(decoder, image, download)
                 self._feeder.release_bytes(len(download.body))
 
-    def _decode_one(
-        self, decoder: DecoderProcess, image: ClaimedImage, download: Download
-    ) -> None:
+    def _decode_one(self, decoder: DecoderProcess, image: ClaimedImage, download: Download) -> None:
         embedder = self._embedder
         assert embedder is not None  # noqa: S101 - loaded, or the run is cut
 
@@ -257,9 +259,7 @@ class ModelRun:
             with self._core_time.measured("decode"):
                 tensor, width, height = decoder.decode(download.body, to_tensor)
         except ImageError as error:
-            self._recorder.put(
-                FailedImage(image=image, reason=error.reason, detail=error.detail)
-            )
+            self._recorder.put(FailedImage(image=image, reason=error.reason, detail=error.detail))
         else:
             self._pictures.put(
                 _Picture(
@@ -378,10 +378,3 @@ class _SteadyRate:
         if self.images == self._first:
             return round(self.images / (self._last_at - self._begun_at), 2)
         return round((self.images - self._first) / (self._last_at - self._first_at), 2)
-
-
-def _cores() -> int:
-    """How many cores this process may use; a container's limit counts where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
