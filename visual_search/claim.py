@@ -4,7 +4,7 @@ All claims of one open shard carry one lease's token. Only the database's clock 
 lease lives. Every function is one step inside the caller's short transaction.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -138,9 +138,9 @@ def claim_images(
     # rows, reads them all and sorts them; the index has them in order. The update names no status
     # (its rows are locked and pending), or the planner would walk that index once for each row.
     connection.execute(
-        text(
-            "SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true)"
-        )
+        text("""
+            SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true)
+        """)
     )
     claimed = connection.execute(
         text("""
@@ -181,6 +181,30 @@ def claim_images(
         for row in claimed
     ]
     return sorted(images, key=lambda image: image.image_id)
+
+
+def release_paused(
+    connection: Connection, *, token: LeaseToken, images: Sequence[ClaimedImage]
+) -> list[ClaimedImage]:
+    """Give back those of the lease's images whose host asked to be left alone, until then.
+
+    Returns:
+        The others.
+    """
+    released = connection.execute(
+        text("""
+            UPDATE extractions e SET
+                status = 'pending', lease_token = NULL, next_attempt_at = h.retry_at
+            FROM images i JOIN hosts h USING (host)
+            WHERE h.retry_at > clock_timestamp()
+              AND i.image_id = ANY(CAST(:image_ids AS bigint[])) AND e.image_id = i.image_id
+              AND e.lease_token = :token AND e.status = 'claimed'
+            RETURNING e.image_id
+        """),
+        {"token": token, "image_ids": [image.image_id for image in images]},
+    )
+    gone = {row.image_id for row in released}
+    return [image for image in images if image.image_id not in gone]
 
 
 def lock_lease(connection: Connection, token: LeaseToken) -> None:

@@ -2,6 +2,7 @@
 
 VsearchError
 ├── ImageError             this image is recorded as failed, the run goes on
+├── HostPausedError        this image is given back, to be claimed after its host's pause
 ├── BatchError             this batch is dropped and its images are claimed again
 │   ├── EmbedError         a vector is not finite
 │   └── FencedError        another worker owns the images now
@@ -108,6 +109,20 @@ class ImageError(VsearchError):
         self.detail = detail
         self.http_status = http_status
         self.retry_after_s = retry_after_s
+
+
+class HostPausedError(VsearchError):
+    """An image's host must be left alone for a while; nothing is said about the image.
+
+    Attributes:
+        host: Its name, with the port unless it is the scheme's own.
+        seconds: For how long.
+    """
+
+    def __init__(self, host: str, seconds: float) -> None:
+        super().__init__(f"{host} is left alone for {seconds:.0f} s")
+        self.host = host
+        self.seconds = seconds
 
 
 class BatchError(VsearchError):

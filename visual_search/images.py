@@ -66,6 +66,14 @@ class FailedImage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PostponedImage:
+    """An image that was not asked for, since its host is to be left alone for `wait_s` more."""
+
+    image: ClaimedImage
+    wait_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenShard:
     """A complete, synced shard file that no transaction has recorded yet."""
 

@@ -19,6 +19,7 @@ from visual_search.images import (
     ImageId,
     LeaseToken,
     ModelKey,
+    PostponedImage,
     RunId,
     ShardId,
     ShardRecord,
@@ -203,6 +204,34 @@ def record_failures(
         },
     )
     return sum(row.status == "failed" for row in failed)
+
+
+def postpone_images(
+    connection: Connection,
+    *,
+    token: LeaseToken,
+    model_key: ModelKey,
+    postponed: Sequence[PostponedImage],
+) -> None:
+    """Give back images that wait for their hosts; nobody is charged an attempt."""
+    _join_by_hash(connection)
+    connection.execute(
+        text("""
+            UPDATE extractions e SET
+                status = 'pending', lease_token = NULL,
+                next_attempt_at = clock_timestamp() + make_interval(secs => p.wait_s)
+            FROM unnest(CAST(:image_ids AS bigint[]), CAST(:wait_s AS double precision[]))
+                 AS p (image_id, wait_s)
+            WHERE e.model_key = :model_key AND e.image_id = p.image_id
+              AND e.lease_token = :token AND e.status = 'claimed'
+        """),
+        {
+            "model_key": model_key,
+            "token": token,
+            "image_ids": [image.image.image_id for image in postponed],
+            "wait_s": [image.wait_s for image in postponed],
+        },
+    )
 
 
 def list_shards(connection: Connection, *, model: str | None = None) -> list[ShardRecord]:

@@ -8,7 +8,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -25,6 +33,8 @@ from visual_search.redaction import mask_dsn, printable, redact_url
 ENV_PREFIX: Final = "VSEARCH_"
 CONFIG_VARIABLE: Final = "VSEARCH_CONFIG"
 _MAX_SHOWN: Final = 40
+# Settings whose wrong values are not repeated, in whatever group.
+_SECRETS: Final = ("proxy", "headers")
 
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -47,6 +57,7 @@ class DownloadSettings(_Group):
 
     concurrency: int = Field(64, ge=1, le=4096)
     per_host: int = Field(8, ge=1)
+    requests_per_second: float | None = Field(None, gt=0)
     connect_timeout_s: float = Field(10, gt=0)
     deadline_s: float = Field(30, gt=0)
     max_bytes: ByteSize = Field(ByteSize(20_000_000), gt=0)
@@ -55,6 +66,16 @@ class DownloadSettings(_Group):
     user_agent: str | None = Field(None, pattern=r"^[ -~]+$")
     allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     allow_ports: tuple[int, ...] = (80, 443)
+    proxy: SecretStr | None = None
+    ca_file: Path | None = None
+    headers: dict[str, dict[str, SecretStr]] = Field(default_factory=dict)
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_http(cls, proxy: SecretStr | None) -> SecretStr | None:
+        if proxy is not None and not proxy.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("a proxy is given as http://host:port")
+        return proxy
 
 
 class DecodeSettings(_Group):
@@ -162,6 +183,8 @@ class Settings(BaseSettings):
         plain["output"] = _redacted(self.output_uri)
         if self.database_url is not None:
             plain["database_url"] = mask_dsn(self.database_url.get_secret_value())
+        if self.download.proxy is not None:
+            plain["download"]["proxy"] = redact_url(self.download.proxy.get_secret_value())
         return plain
 
 
@@ -272,7 +295,8 @@ def _source(path: Sequence[str], given: dict[str, Any], config: Path | None) -> 
 def _shown(path: Sequence[str], value: Any) -> str:
     """` = value` of a setting in a group; nothing where a secret may have been pasted."""
     text = str(value) if isinstance(value, str | int | float) else ""
-    if len(path) == 1 or not text or "://" in text or "@" in text:
+    may_be_secret = len(path) == 1 or path[1] in _SECRETS or "://" in text or "@" in text
+    if not text or may_be_secret:
         return ""
     return f" = {printable(text, _MAX_SHOWN)!r}"
 

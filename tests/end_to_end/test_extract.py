@@ -148,6 +148,30 @@ def test_a_busy_server_is_asked_again_later(place: Workplace) -> None:
     ]
 
 
+def test_a_host_that_asks_for_a_pause_gets_it_from_every_worker(place: Workplace) -> None:
+    place.server.serve("/busy.jpg", b"", status=429, headers={"Retry-After": "600"})
+    add_urls(place.database, [place.server.url("/busy.jpg")])
+    place.publish(30)
+    place.rows("UPDATE images SET host = :host RETURNING 1", host=f"127.0.0.1:{place.server.port}")
+    (result,) = place.extract(download={"per_host": 1})
+    assert (result.exit_code, result.figures.done) == (ExitCode.OK, 0)
+    assert (result.figures.failed, result.waiting) == (1, 31)
+    assert place.server.hits == {"/busy.jpg": 1}
+    postponed = "SELECT count(*) FROM extractions WHERE attempts = 0 AND status = 'pending'"
+    assert place.rows(postponed) == [(30,)]
+
+    place.models["other"] = place.models["tiny"] | {"revision": "2"}
+    (result,) = place.extract("other")
+    assert (result.exit_code, result.figures.claimed, result.waiting) == (ExitCode.OK, 0, 31)
+    assert place.server.hits == {"/busy.jpg": 1}
+
+    place.rows("DELETE FROM hosts RETURNING 1")
+    place.rows("UPDATE extractions SET next_attempt_at = now() RETURNING 1")
+    place.server.serve("/busy.jpg", jpeg(99))
+    (result,) = place.extract()
+    assert result.figures.done == 31
+
+
 def test_a_model_that_fails_does_not_stop_the_next(place: Workplace) -> None:
     place.publish(3)
     place.models["broken"] = place.models["tiny"] | {"builder": "tests.tiny_model:build_broken"}
@@ -219,7 +243,7 @@ def test_killed_in_the_middle_the_next_run_ends_with_every_image_once(
     add_urls(place.database, [place.server.url("/kill.jpg")])
     variables = {"VSEARCH_EXTRACT__SHARD_ROWS": "40" if moment == "recording" else "10000"}
     worker = place.start("extract", "--model", "tiny", **variables)
-    worker.wait(60)
+    worker.communicate(timeout=60)
     assert worker.returncode == -signal.SIGKILL
     claimed = place.rows("SELECT count(*) FROM extractions WHERE status = 'claimed'")
     assert claimed > [(0,)]

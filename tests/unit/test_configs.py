@@ -29,9 +29,10 @@ def names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their settings' names; the hosts in `headers` are no settings."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name != "headers":
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value

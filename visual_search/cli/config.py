@@ -1,5 +1,6 @@
 """`vsearch config`: the settings as they are here and now."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -34,16 +35,21 @@ def show(
 def _toml(values: dict[str, Any], prefix: str) -> list[str]:
     plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
     lines = [
-        f"# {name} is not set" if value is None else f"{name} = {_value(value)}"
+        f"# {name} is not set" if value is None else f"{_key(name)} = {_value(value)}"
         for name, value in plain.items()
     ]
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            inner = _toml(value, f"{prefix}{name}.")
+            inner = _toml(value, f"{prefix}{_key(name)}.")
             if any(not isinstance(item, dict) for item in value.values()):
-                lines += ["", f"[{prefix}{name}]"]
+                lines += ["", f"[{prefix}{_key(name)}]"]
             lines += inner
     return lines
+
+
+def _key(name: str) -> str:
+    """A name as TOML takes it: hosts have dots, which would mean tables."""
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else _value(name)
 
 
 def _value(value: object) -> str:

@@ -6,9 +6,8 @@ One `Downloader` serves a whole run. What it holds at most, beside idle connecti
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import ssl
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from types import TracebackType
 from typing import Final, Self
@@ -21,13 +20,14 @@ from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 from yarl import URL
 
 from visual_search import __version__
+from visual_search.download.hosts import MAX_WAIT_S, Hosts
 from visual_search.download.lookup import SystemResolver
 from visual_search.download.sending import Sending, tracing
 from visual_search.download.translation import refused, translated
-from visual_search.errors import FailureReason, ImageError
+from visual_search.errors import FailureReason, HostPausedError, ImageError, SettingsError
 from visual_search.images import Download
 from visual_search.network_guard import Guard, GuardedResolver
-from visual_search.redaction import redact_url
+from visual_search.redaction import printable, redact_url
 from visual_search.settings import DownloadSettings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -43,8 +43,6 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _WITH_BODY: Final = (200, 203)
 _READ_BYTES: Final = 1 << 16
 
-# A host that wants a longer pause than this gets it from a later claim, not from a waiting one.
-_MAX_PAUSE_S: Final = 10.0
 _BACKOFF_S: Final = 1.0
 
 
@@ -52,24 +50,48 @@ class Downloader:
     """Fetches images, many at once; an async context manager.
 
     At most `concurrency` requests are out at a time, and `per_host` to one host and port. Waiting
-    for either costs an image none of its time.
+    for either, or for a host's pause to end, costs an image none of its time.
     """
 
+    _hosts: Hosts
     _resolver: GuardedResolver
     _session: aiohttp.ClientSession
 
-    def __init__(self, settings: DownloadSettings) -> None:
+    def __init__(
+        self,
+        settings: DownloadSettings,
+        on_pause: Callable[[str, float], None] = lambda _host, _seconds: None,
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            settings: Limits, manners, and what may be reached.
+            on_pause: Told of each host that is to be left alone, and for how many seconds.
+
+        Raises:
+            SettingsError: `ca_file` cannot be read, or holds no certificates.
+        """
         self._settings = settings
+        self._on_pause = on_pause
         self._guard = Guard(settings.allow_networks, settings.allow_ports)
-        self._slots = asyncio.Semaphore(settings.concurrency)
-        self._hosts: dict[tuple[str | None, int | None], _Host] = {}
+        self._tls = _tls_context(settings)
+        self._proxy = None if settings.proxy is None else URL(settings.proxy.get_secret_value())
+        self._headers: Mapping[str, Mapping[str, str]] = {
+            host.lower(): {name: value.get_secret_value() for name, value in headers.items()}
+            for host, headers in settings.headers.items()
+        }
         self._retry = stamina.AsyncRetryingCaller(attempts=settings.tries, timeout=None)
 
     async def __aenter__(self) -> Self:
-        self._resolver = GuardedResolver(self._guard, SystemResolver())
+        self._hosts = Hosts(self._settings, self._on_pause)
+        system = SystemResolver()
+        self._resolver = GuardedResolver(self._guard, system)
         connector = aiohttp.TCPConnector(
-            resolver=self._resolver,
-            socket_factory=self._guard.make_socket,
+            # A proxy is the operator's own choice, at whatever address, and with one no connection
+            # goes anywhere else: what an image's host resolves to is checked before it is asked.
+            resolver=self._resolver if self._proxy is None else system,
+            socket_factory=self._guard.make_socket if self._proxy is None else None,
+            ssl=self._tls,
             ttl_dns_cache=300,
             limit=0,  # our own slots limit; a queue in here would count as time to connect
         )
@@ -104,10 +126,21 @@ class Downloader:
         Raises:
             ImageError: With the last try's reason. A long `Retry-After` is not waited for but
                 handed on in it.
+            HostPausedError: Its host is to be left alone for longer than one waits, and it was
+                not asked for this image yet.
         """
         target = self._guard.check_url(url)
         patience = _Patience(self._settings.deadline_s)
-        return await self._retry(patience.before_next_try, self._try, target, patience)
+        try:
+            return await self._retry(patience.before_next_try, self._try, target, patience)
+        except HostPausedError:
+            if patience.failure is None:
+                raise
+            raise patience.failure from None
+
+    def pause(self, host: str, seconds: float) -> None:
+        """Leave a host alone for so long, since another worker was asked to."""
+        self._hosts.pause(host, seconds)
 
     async def _try(self, url: URL, patience: "_Patience") -> Download:
         # Redirects are followed here, not by aiohttp, so that each meets the guard's check of its
@@ -124,31 +157,53 @@ class Downloader:
 
     async def _request(self, url: URL, patience: "_Patience") -> Download | URL:
         """One request: the image, or the URL to go on with."""
-        async with self._slot(url, patience):
-            sending = Sending()
+        queued = patience.now()
+        async with self._hosts.turn(url) as host:
+            patience.ends += patience.now() - queued
             try:
-                async with (
-                    asyncio.timeout_at(patience.ends),
-                    self._session.get(
-                        url,
-                        allow_redirects=False,
-                        middlewares=(sending,),
-                        trace_request_ctx=sending,
-                    ) as response,
-                ):
+                answer = await self._ask(url, patience)
+            except ImageError as error:
+                self._hosts.failed(host, error)
+                raise
+            self._hosts.served(host)
+            return answer
+
+    async def _ask(self, url: URL, patience: "_Patience") -> Download | URL:
+        sending = Sending()
+        try:
+            async with asyncio.timeout_at(patience.ends):
+                if self._proxy is not None:
+                    await self._check_addresses(url)
+                async with self._session.get(
+                    url,
+                    allow_redirects=False,
+                    headers=self._headers.get(url.host_port_subcomponent or ""),
+                    proxy=self._proxy,
+                    middlewares=(sending,),
+                    trace_request_ctx=sending,
+                ) as response:
                     location = response.headers.get("Location")
                     if response.status in _REDIRECTS and location is not None:
                         return self._guard.follow(url, location)
                     if response.status not in _WITH_BODY:
                         raise refused(response)
                     return await self._read(response)
-            except (aiohttp.ClientError, HttpProcessingError) as error:
-                raise translated(error, url) from None  # its message holds the whole URL
-            except TimeoutError:
-                raise ImageError(
-                    FailureReason.TIMEOUT,
-                    f"{redact_url(str(url))} not complete after {self._settings.deadline_s:g} s",
-                ) from None
+        except (aiohttp.ClientError, HttpProcessingError) as error:
+            raise translated(error, url) from None  # its message holds the whole URL
+        except TimeoutError:
+            raise ImageError(
+                FailureReason.TIMEOUT,
+                f"{redact_url(str(url))} not complete after {self._settings.deadline_s:g} s",
+            ) from None
+
+    async def _check_addresses(self, url: URL) -> None:
+        """What the connector would check if it, not a proxy, looked up the name."""
+        try:
+            await self._resolver.resolve(url.raw_host or "", url.port or 0)
+        except OSError as error:
+            raise ImageError(
+                FailureReason.DNS, f"{url.raw_host}: {printable(error.strerror or 'no address')}"
+            ) from None
 
     async def _read(self, response: aiohttp.ClientResponse) -> Download:
         """The body, counted after decompression, given up within a read above the cap."""
@@ -166,42 +221,14 @@ class Downloader:
             raise ImageError(FailureReason.EMPTY_BODY, "0 bytes", http_status=response.status)
         return Download(body=b"".join(chunks), content_sha256=digest.digest())
 
-    @asynccontextmanager
-    async def _slot(self, url: URL, patience: "_Patience") -> AsyncIterator[None]:
-        """A place among the requests to this host, then one among all.
-
-        In this order, so that those who queue for a slow host keep no other host waiting.
-        """
-        key = (url.raw_host, url.port)
-        host = self._hosts.get(key)
-        if host is None:
-            host = self._hosts[key] = _Host(asyncio.Semaphore(self._settings.per_host))
-        host.users += 1
-        queued = patience.now()
-        try:
-            async with host.slots, self._slots:
-                patience.ends += patience.now() - queued
-                yield
-        finally:
-            host.users -= 1
-            if not host.users:
-                del self._hosts[key]
-
-
-@dataclass(slots=True)
-class _Host:
-    """The slots of one host and port; kept only while someone wants one."""
-
-    slots: asyncio.Semaphore
-    users: int = 0
-
 
 class _Patience:
-    """How long one image may still take, over all its tries."""
+    """How long one image may still take, over all its tries, and how its last try failed."""
 
     def __init__(self, seconds: float) -> None:
         self.now = asyncio.get_running_loop().time
         self.ends = self.now() + seconds
+        self.failure: ImageError | None = None
         self._tries = 0
 
     def before_next_try(self, error: Exception) -> float | bool:
@@ -209,14 +236,33 @@ class _Patience:
 
         Full jitter, so that images that failed together do not come back together.
         """
+        if not isinstance(error, ImageError):
+            return False
+        self.failure = error
         self._tries += 1
         left_s = self.ends - self.now()
-        if not isinstance(error, ImageError) or not error.reason.retryable or left_s <= 0:
+        if not error.reason.retryable or left_s <= 0:
             return False
         if error.retry_after_s is None:
             longest_s = min(left_s, _BACKOFF_S * 2 ** (self._tries - 1))
             return random.uniform(0, longest_s)  # noqa: S311 - jitter is no secret
-        return error.retry_after_s < min(left_s, _MAX_PAUSE_S) and error.retry_after_s
+        return error.retry_after_s < min(left_s, MAX_WAIT_S) and error.retry_after_s
+
+
+def _tls_context(settings: DownloadSettings) -> ssl.SSLContext:
+    """Trusts what the system trusts, and the authorities in `ca_file`."""
+    context = ssl.create_default_context()
+    if settings.ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=settings.ca_file)
+        except OSError as error:  # ssl.SSLError is one, too
+            words = (
+                "it holds no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+            )
+            raise SettingsError(
+                f"cannot use download.ca_file {settings.ca_file}: {words}"
+            ) from error
+    return context
 
 
 def _too_large(size: str, limit: int, status: int) -> ImageError:

@@ -10,16 +10,17 @@ from uuid import uuid4
 import structlog
 from sqlalchemy import Connection
 
-from visual_search import claim
+from visual_search import claim, hosts
 from visual_search.claim import Outlook, Suspicion
 from visual_search.database.connection import Database
 from visual_search.download import Downloader
-from visual_search.errors import FencedError, ImageError
+from visual_search.errors import FencedError, HostPausedError, ImageError
 from visual_search.images import (
     ClaimedImage,
     Download,
     FailedImage,
     LeaseToken,
+    PostponedImage,
     RunId,
 )
 from visual_search.models.registry import RegisteredModel
@@ -32,6 +33,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _CLAIM_ROWS: Final = 256
 _POLL_S: Final = 1.0
+# For the last images' pauses to reach other workers; the run's own end does not depend on it.
+_LAST_SHARING_S: Final = 5.0
 # Images between claim and record, for each download that may run: enough that a slow host does
 # not keep the others idle, few enough that they fit in memory as pixels of the model's size.
 _AHEAD: Final = 8
@@ -74,6 +77,9 @@ class Feeder:
         self._claiming = False
         self._metered_to = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._paused_until: dict[str, float] = {}
+        self._pause_noted = asyncio.Event()
+        self._fed = asyncio.Event()
         self._bug: BaseException | None = None
         self.claimed = 0
         self.outlook: Outlook | None = None
@@ -137,14 +143,20 @@ class Feeder:
             task.cancel()
 
     async def _main(self) -> None:
-        async with Downloader(self._settings.download) as downloader:
+        async with Downloader(self._settings.download, self._note_pause) as downloader:
             rotation = asyncio.create_task(self._rotate())
+            sharing = asyncio.create_task(self._share_pauses(downloader))
+            sharing.add_done_callback(self._ended)
             try:
                 await self._feed(downloader)
             finally:
                 rotation.cancel()
                 self._close_current()
                 await asyncio.gather(*self._tasks)
+                self._fed.set()
+                self._pause_noted.set()
+                await asyncio.wait([sharing], timeout=_LAST_SHARING_S)
+                sharing.cancel()
         if self._bug is not None:
             raise self._bug
 
@@ -228,6 +240,24 @@ class Feeder:
             ):
                 self._close_current()
 
+    def _note_pause(self, host: str, seconds: float) -> None:
+        self._paused_until[host] = self._loop.time() + seconds
+        self._pause_noted.set()
+
+    async def _share_pauses(self, downloader: Downloader) -> None:
+        """Every second, or at once if a host asks for a pause: tell it, and hear of others'."""
+        while not self._fed.is_set() or self._paused_until:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._pause_noted.wait(), _POLL_S)
+            self._pause_noted.clear()
+            until, self._paused_until = self._paused_until, {}
+            ours = {host: end - self._loop.time() for host, end in until.items()}
+            paused = await self._in_database(
+                lambda connection, ours=ours: hosts.share_pauses(connection, ours)  # type: ignore[misc]
+            )
+            for host, seconds in paused.items():
+                downloader.pause(host, seconds)
+
     def _close_current(self) -> None:
         if self._current is not None:
             self._recorder.close(self._current)
@@ -252,7 +282,7 @@ class Feeder:
         if self._left is not None:
             rows = min(rows, self._left)
 
-        def step(connection: Connection) -> list[ClaimedImage]:
+        def step(connection: Connection) -> tuple[list[ClaimedImage], bool]:
             claim.rescue_images(connection, self._model.model_key)
             if shard is None:
                 claim.open_lease(
@@ -262,20 +292,22 @@ class Feeder:
                     run_id=self._run_id,
                     lease_s=self._settings.extract.lease_s,
                 )
-            images = claim.claim_images(
+            due = claim.claim_images(
                 connection,
                 token=token,
                 model_key=self._model.model_key,
                 rows=rows,
                 suspicion=suspicion,
             )
+            images = claim.release_paused(connection, token=token, images=due)
             if shard is None and not images:
                 claim.close_lease(connection, token)
-            return images
+            return images, bool(due)
 
-        images = await self._in_database(step)
-        while not images and suspicion is Suspicion.NONE and await self._seed():
-            images = await self._in_database(step)
+        images, were_due = await self._in_database(step)
+        # Behind images whose hosts are paused there may be others, as behind what is not seeded.
+        while not images and (were_due or (suspicion is Suspicion.NONE and await self._seed())):
+            images, were_due = await self._in_database(step)
         if images:
             self._count(shard, token, len(images))
         return images
@@ -332,6 +364,8 @@ class Feeder:
                     retry_after_s=error.retry_after_s,
                 )
             )
+        except HostPausedError as error:
+            self._recorder.put(PostponedImage(image=image, wait_s=error.seconds))
         except asyncio.CancelledError:
             self._recorder.put(image)
         else:

@@ -21,6 +21,7 @@ from visual_search.images import (
     EmbeddedImage,
     FailedImage,
     LeaseToken,
+    PostponedImage,
     RunId,
     ShardId,
     WrittenShard,
@@ -35,10 +36,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _TICK_S: Final = 0.5
-_FAILURES_AT_ONCE: Final = 500
+_OUTCOMES_AT_ONCE: Final = 500
 
 
-Outcome = EmbeddedImage | FailedImage | ClaimedImage
+Outcome = EmbeddedImage | FailedImage | PostponedImage | ClaimedImage
 """What became of a claimed image; a bare claim is given back without a result."""
 
 
@@ -57,6 +58,7 @@ class OpenShard:
     writer: ShardWriter | None = None
     rows: list[record.RecordedRow] = field(default_factory=list)
     failures: list[FailedImage] = field(default_factory=list)
+    postponed: list[PostponedImage] = field(default_factory=list)
 
 
 class Recorder:
@@ -172,14 +174,16 @@ class Recorder:
         elif isinstance(outcome, FailedImage):
             shard.failures.append(outcome)
             self._rate.failed(outcome)
-            if len(shard.failures) >= _FAILURES_AT_ONCE:
-                self._record_failures(shard)
+        elif isinstance(outcome, PostponedImage):
+            shard.postponed.append(outcome)
+        if len(shard.failures) + len(shard.postponed) >= _OUTCOMES_AT_ONCE:
+            self._record_without_vector(shard)
         shard.settled += 1
         self._close_if_complete(shard)
 
     def _tick(self) -> None:
         for shard in self._shards():
-            self._record_failures(shard)
+            self._record_without_vector(shard)
         hopeless = self._rate.hopeless(self._database)
         if hopeless is not None:
             self._on_hopeless(hopeless)
@@ -222,13 +226,20 @@ class Recorder:
         self._in_database(step)
         return writer
 
-    def _record_failures(self, shard: OpenShard) -> None:
-        if not shard.failures:
+    def _record_without_vector(self, shard: OpenShard) -> None:
+        """Record failed and postponed images at once; they need not wait for the shard's end."""
+        if not shard.failures and not shard.postponed:
             return
 
-        def step(connection: Connection) -> int:
+        def step(connection: Connection) -> None:
             claim.lock_lease(connection, shard.token)
-            return record.record_failures(
+            record.postpone_images(
+                connection,
+                token=shard.token,
+                model_key=self._model.model_key,
+                postponed=shard.postponed,
+            )
+            record.record_failures(
                 connection,
                 token=shard.token,
                 model_key=self._model.model_key,
@@ -244,6 +255,7 @@ class Recorder:
         else:
             self.failed += len(shard.failures)
         shard.failures.clear()
+        shard.postponed.clear()
 
     def _close_if_complete(self, shard: OpenShard) -> None:
         if shard.closed and shard.settled == shard.claimed and shard.token in self._open:
@@ -251,7 +263,7 @@ class Recorder:
 
     def _close(self, shard: OpenShard) -> None:
         """All outcomes are in: make the shard visible and end the lease."""
-        self._record_failures(shard)
+        self._record_without_vector(shard)
         if shard.token not in self._open:
             return
         try:
