@@ -3,8 +3,10 @@
 Command bodies import what they need when they run, so that `--help` answers at once.
 """
 
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -90,6 +92,9 @@ app.command("demo")(demo.demo)
 def main() -> None:
     """Entry point: errors become one sentence and an exit code."""
     debug = "--debug" in sys.argv
+    # As process 1 of a container Python ignores SIGTERM; elsewhere it would leave the embedded
+    # server running.
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except VsearchError as error:
@@ -110,3 +115,7 @@ def main() -> None:
             err=True,
         )
         raise SystemExit(int(ExitCode.FAILED)) from None
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(int(ExitCode.TERMINATED))

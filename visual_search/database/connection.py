@@ -1,5 +1,6 @@
 """Connections to Postgres: short transactions, and one place where driver errors get names."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ class Database:
     def __init__(self, url: str | URL, *, schema: str, outage_s: float) -> None:
         self.schema = schema
         self.outage_s = outage_s
+        self._patience_ends = math.inf
         self._url = _checked(url)
         self._engine = create_engine(
             self._url,
@@ -113,7 +115,7 @@ class Database:
                 with self.transaction() as connection:
                     return work(connection)
             except DatabaseGoneError as error:
-                if time.monotonic() + pause_s > deadline:
+                if time.monotonic() + pause_s > min(deadline, self._patience_ends):
                     raise
                 log.warning("database_away", error=str(error), again_in_s=round(pause_s, 1))
             except DBAPIError as error:
@@ -121,6 +123,10 @@ class Database:
                     raise
             time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
             pause_s = min(pause_s * 2, 5)
+
+    def limit_patience(self, seconds: float) -> None:
+        """From now on `run` waits for an absent server so long at most, in all threads."""
+        self._patience_ends = time.monotonic() + seconds
 
     def close(self) -> None:
         """Close all connections."""

@@ -188,9 +188,10 @@ def _extract_model(
         prepare_output(folder, database.run(record.catalogue_id))
     except RunError as error:
         return ModelResult(model=name, exit_code=error.exit_code, error=str(error))
-    return _run(
-        database, settings, model, stop=stop, limit=limit, folder=folder, weights=weights_path
-    )
+    with stop.deferred():
+        return _run(
+            database, settings, model, stop=stop, limit=limit, folder=folder, weights=weights_path
+        )
 
 
 def _nothing_to_do(
@@ -251,16 +252,17 @@ def _run(
         log.info("run_started", images=claimable, at=datetime.now(UTC).isoformat())
         try:
             run.execute()
-            if stop.exit_code is not None:
-                error = StoppedError(
-                    "stopped by a signal; finished work is recorded", stop.exit_code
-                )
         except RunError as stopped:
             error = stopped
         except BaseException as bug:
             unexpected = InternalError(f"unexpected {type(bug).__name__}")
             _finish(database, run_id, run.figures(), unexpected)
             raise
+        if stop.exit_code is not None:
+            trouble = f"; then: {error}" if error else ""
+            error = StoppedError(
+                f"stopped by a signal; finished work is recorded{trouble}", stop.exit_code
+            )
         _finish(database, run_id, run.figures(), error)
     outlook = run.outlook
     return ModelResult(

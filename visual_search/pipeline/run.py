@@ -206,8 +206,10 @@ class ModelRun:
 
     def _drain(self) -> None:
         if self._stop_deadline is None:
-            log.info("draining", seconds=self._settings.extract.drain_s)
-            self._stop_deadline = time.monotonic() + self._settings.extract.drain_s * _DRAIN_SHARE
+            drain_s = self._settings.extract.drain_s
+            log.info("draining", seconds=drain_s)
+            self._stop_deadline = time.monotonic() + drain_s * _DRAIN_SHARE
+            self._database.limit_patience(drain_s)
             self._feeder.drain()
         elif time.monotonic() > self._stop_deadline and not self._cut.is_set():
             self._cut.set()

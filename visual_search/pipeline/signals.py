@@ -3,7 +3,8 @@
 import os
 import signal
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Final, Self
 
@@ -16,14 +17,27 @@ _EXIT_CODES: Final = {
 
 
 class StopSignals(AbstractContextManager["StopSignals"]):
-    """While the block runs, SIGINT and SIGTERM only set `exit_code`; the second one exits.
+    """What SIGINT and SIGTERM do while the block runs.
+
+    Where there is work to drain (`deferred`), the first one only sets `exit_code`. Elsewhere, such
+    as in a download of weights, it ends the program from within. The second one exits.
 
     Python as process 1 of a container ignores SIGTERM unless it has a handler; this is it.
     """
 
     def __init__(self) -> None:
         self.exit_code: ExitCode | None = None
+        self._deferred = False
         self._before: dict[signal.Signals, object] = {}
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """In this block a signal must not end the program: someone looks at `exit_code`."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -46,3 +60,6 @@ class StopSignals(AbstractContextManager["StopSignals"]):
             # Locks and children end with the process; claims are rescued at their lease's end.
             os._exit(code)
         self.exit_code = code
+        if not self._deferred:
+            # Not an Exception: an event loop would only log that.
+            raise SystemExit(int(code))
