@@ -124,7 +124,7 @@ class ModelTable(_Group):
     weights_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     layer: str | None = None
     dim: int | None = Field(None, ge=1)
-    decode: Literal["exact"] = "exact"
+    decode: Literal["exact", "draft"] = "exact"
     resize: Literal["squash", "shortest_edge+center_crop"] = "squash"
     size: int = Field(224, ge=1)
     shortest_edge: int | None = Field(None, ge=1)

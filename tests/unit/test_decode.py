@@ -20,7 +20,7 @@ MAX_PIXELS = 50_000_000
 
 
 def decoded(body: bytes) -> Pixels:
-    return decode(body, max_pixels=MAX_PIXELS)
+    return decode(body, max_pixels=MAX_PIXELS).pixels
 
 
 def refusal(body: bytes) -> ImageError:
@@ -78,7 +78,7 @@ def test_any_shape_comes_out_whole(size: tuple[int, int]) -> None:
 
 def test_pixels_go_into_the_room_that_is_given() -> None:
     room = np.zeros(10_000, np.uint8)
-    pixels = decode(pictures.photo_bytes(60, 40, "PNG"), max_pixels=MAX_PIXELS, room=room)
+    pixels = decode(pictures.photo_bytes(60, 40, "PNG"), max_pixels=MAX_PIXELS, room=room).pixels
     assert np.shares_memory(pixels, room)
     np.testing.assert_array_equal(room[: 60 * 40 * 3].reshape(40, 60, 3), pictures.drawn())
 
@@ -160,6 +160,34 @@ TURNED: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
     8: lambda upright: np.rot90(upright, -1),
     9: lambda upright: upright,
 }
+
+
+@pytest.mark.parametrize(
+    ("least_px", "shape"),
+    [(None, (1200, 1600)), (1000, (1200, 1600)), (448, (600, 800)), (300, (300, 400))],
+)
+def test_a_large_jpeg_may_come_smaller(least_px: int | None, shape: tuple[int, int]) -> None:
+    body = pictures.photo_bytes(1600, 1200, "JPEG")
+    picture = decode(body, max_pixels=MAX_PIXELS, least_px=least_px)
+    assert picture.pixels.shape == (*shape, 3)
+    assert (picture.width, picture.height) == (1600, 1200)
+    whole = np.asarray(Image.fromarray(decoded(body)).resize(shape[::-1], Image.Resampling.BOX))
+    assert np.abs(whole.astype(int) - picture.pixels).mean() < 4
+
+
+def test_only_jpegs_come_smaller() -> None:
+    body = pictures.photo_bytes(1600, 1200, "PNG")
+    assert decode(body, max_pixels=MAX_PIXELS, least_px=100).pixels.shape == (1200, 1600, 3)
+
+
+def test_a_turned_picture_that_comes_smaller_has_its_upright_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(pictures.drawn(1600, 1200))
+    body = pictures.encoded(stored, "JPEG", exif=exif.tobytes())
+    picture = decode(body, max_pixels=MAX_PIXELS, least_px=300)
+    assert picture.pixels.shape == (400, 300, 3)
+    assert (picture.width, picture.height) == (1200, 1600)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -268,7 +296,7 @@ def test_a_tiff_is_refused_whatever_its_mode(mode: str) -> None:
 
 def test_the_pixel_limit_is_exact_and_stated() -> None:
     body = pictures.photo_bytes(100, 50, "PNG")
-    assert decode(body, max_pixels=5000).shape == (50, 100, 3)
+    assert decode(body, max_pixels=5000).pixels.shape == (50, 100, 3)
     with pytest.raises(ImageError, match=r"^too_many_pixels: 100 x 50 = 5000 pixels, limit 4999$"):
         decode(body, max_pixels=4999)
 

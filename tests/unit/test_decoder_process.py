@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests import pictures, poison
-from visual_search.decode import DecoderProcess, decode
+from visual_search.decode import DecoderProcess, Picture, decode
 from visual_search.decode.pipe import _Patience
 from visual_search.errors import FailureReason, ImageError, InternalError, TemporaryError
 from visual_search.images import Pixels
@@ -63,12 +63,16 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 
 
 def is_good(decoder: DecoderProcess) -> bool:
-    return decoder.decode(GOOD, lambda pixels: bool((pixels == pictures.drawn()).all()))
+    return decoder.decode(GOOD, lambda picture: bool((picture.pixels == pictures.drawn()).all()))
+
+
+def copied(picture: Picture) -> Pixels:
+    return picture.pixels.copy()
 
 
 def refusal(decoder: DecoderProcess, body: bytes) -> ImageError:
     with pytest.raises(ImageError) as caught:
-        decoder.decode(body, np.copy)
+        decoder.decode(body, copied)
     assert caught.value.detail.isprintable()
     return caught.value
 
@@ -79,14 +83,21 @@ def refusal(decoder: DecoderProcess, body: bytes) -> ImageError:
 def test_pixels_are_those_of_decode(decoder: DecoderProcess) -> None:
     for file_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
         body = pictures.photo_bytes(200, 133, file_format)
-        expected = decode(body, max_pixels=MAX_PIXELS)
-        np.testing.assert_array_equal(decoder.decode(body, np.copy), expected)
+        expected = decode(body, max_pixels=MAX_PIXELS).pixels
+        np.testing.assert_array_equal(decoder.decode(body, copied), expected)
+
+
+def test_a_decoder_may_be_told_to_take_smaller_pictures() -> None:
+    body = pictures.photo_bytes(1600, 1200, "JPEG")
+    with DecoderProcess(max_pixels=MAX_PIXELS, timeout_s=10, least_px=500) as decoder:
+        shape, size = decoder.decode(body, lambda p: (p.pixels.shape, (p.width, p.height)))
+    assert (shape, size) == ((600, 800, 3), (1600, 1200))
 
 
 def test_what_consume_returns_or_raises_comes_through(decoder: DecoderProcess) -> None:
-    assert decoder.decode(GOOD, lambda pixels: pixels.shape) == (40, 60, 3)
+    assert decoder.decode(GOOD, lambda picture: picture.pixels.shape) == (40, 60, 3)
 
-    def raises(pixels: Pixels) -> None:
+    def raises(_picture: Picture) -> None:
         raise KeyError("consume's own")
 
     with pytest.raises(KeyError):
@@ -96,9 +107,9 @@ def test_what_consume_returns_or_raises_comes_through(decoder: DecoderProcess) -
 
 def test_pixels_can_be_changed_and_are_not_copied(decoder: DecoderProcess) -> None:
     """torch takes them without a copy, and warns about memory that it may not write."""
-    addresses = [decoder.decode(GOOD, lambda pixels: pixels.ctypes.data) for _ in range(2)]
+    addresses = [decoder.decode(GOOD, lambda picture: picture.pixels.ctypes.data) for _ in range(2)]
     assert addresses[0] == addresses[1]
-    assert decoder.decode(GOOD, lambda pixels: pixels.flags.writeable)
+    assert decoder.decode(GOOD, lambda picture: picture.pixels.flags.writeable)
 
 
 def test_a_refusal_comes_through_with_its_reason_and_detail(decoder: DecoderProcess) -> None:
@@ -116,7 +127,7 @@ def test_a_body_larger_than_any_pipe_goes_through(decoder: DecoderProcess) -> No
     noise = rng.integers(0, 256, (1500, 1500, 3), np.uint8)
     body = pictures.encoded(Image.fromarray(noise), "BMP")
     assert len(body) > 6_000_000
-    np.testing.assert_array_equal(decoder.decode(body, np.copy), noise)
+    np.testing.assert_array_equal(decoder.decode(body, copied), noise)
 
 
 def test_cpu_time_is_counted_across_children(poisoned: DecoderProcess) -> None:
@@ -182,7 +193,7 @@ def test_poison_among_good_images_costs_exactly_the_poison(poisoned: DecoderProc
     for number in range(60):
         body = poison.KILLS if number % 10 == 5 else GOOD
         try:
-            outcomes[str(poisoned.decode(body, lambda pixels: pixels.shape))] += 1
+            outcomes[str(poisoned.decode(body, lambda picture: picture.pixels.shape))] += 1
         except ImageError as error:
             outcomes[error.reason.value] += 1
     assert outcomes == {"(40, 60, 3)": 54, "kills_decoder": 6}
@@ -223,7 +234,7 @@ def test_the_largest_legal_picture_stays_within_half_a_gigabyte(
     decoder: DecoderProcess, colour: int
 ) -> None:
     body = pictures.black_png(7_000, 7_000, colour=colour)
-    assert decoder.decode(body, lambda pixels: pixels.shape) == (7_000, 7_000, 3)
+    assert decoder.decode(body, lambda picture: picture.pixels.shape) == (7_000, 7_000, 3)
     assert peak_mib(decoder) < 512
     assert is_good(decoder)
 
@@ -235,7 +246,7 @@ def test_memory_of_a_large_picture_is_given_back(decoder: DecoderProcess) -> Non
     def held() -> int:
         return 512 * os.fstat(decoder._fd).st_blocks
 
-    assert decoder.decode(pictures.black_png(7_000, 7_000), lambda pixels: held()) >= size
+    assert decoder.decode(pictures.black_png(7_000, 7_000), lambda _picture: held()) >= size
     assert held() <= 3 * (16 << 20)
     assert is_good(decoder)
 
@@ -275,7 +286,7 @@ def test_bombs_cost_no_memory(decoder: DecoderProcess) -> None:
     before = peak_mib(decoder)
     for name, (make, reason) in BOMBS.items():
         if reason is None:
-            assert decoder.decode(make(), lambda pixels: pixels.shape[2]) == 3, name
+            assert decoder.decode(make(), lambda picture: picture.pixels.shape[2]) == 3, name
         else:
             assert refusal(decoder, make()).reason is reason, name
     assert peak_mib(decoder) < before + 64
@@ -408,10 +419,10 @@ import sys, time
 from visual_search.decode import DecoderProcess
 from visual_search.errors import ImageError
 decoder = DecoderProcess(max_pixels=1_000_000, timeout_s=2)
-decoder.decode(bytes.fromhex(sys.argv[1]), lambda pixels: None)
+decoder.decode(bytes.fromhex(sys.argv[1]), lambda _picture: None)
 print(decoder._child._process.pid, flush=True)
 try:
-    decoder.decode(b"BURN", lambda pixels: None)
+    decoder.decode(b"BURN", lambda _picture: None)
 except ImageError as error:
     print(error.reason.value, flush=True)
 time.sleep(60)
@@ -465,7 +476,10 @@ def test_decoders_of_several_threads_do_not_disturb_each_other() -> None:
     def work(number: int) -> None:
         body = pictures.png(1, 1, depth=8, colour=0, data=zlib.compress(bytes((0, number))))
         with DecoderProcess(max_pixels=MAX_PIXELS, timeout_s=10) as decoder:
-            seen = {decoder.decode(body, lambda pixels: int(pixels[0, 0, 0])) for _ in range(50)}
+            seen = {
+                decoder.decode(body, lambda picture: int(picture.pixels[0, 0, 0]))
+                for _ in range(50)
+            }
             wrong.extend(seen - {number})
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
@@ -485,7 +499,7 @@ def test_a_child_that_cannot_start_is_no_images_fault(
         DecoderProcess(max_pixels=MAX_PIXELS, timeout_s=10) as decoder,
         pytest.raises(InternalError, match="numpy is broken here"),
     ):
-        decoder.decode(GOOD, np.copy)
+        decoder.decode(GOOD, copied)
 
 
 def test_no_process_to_be_had_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,7 +522,7 @@ def test_hostile_files_end_in_pixels_or_a_named_reason(shared_data: Path) -> Non
         child = pid(decoder)
         for file in files:
             try:
-                outcomes[decoder.decode(file.read_bytes(), lambda pixels: "decoded")] += 1
+                outcomes[decoder.decode(file.read_bytes(), lambda _picture: "decoded")] += 1
             except ImageError as error:
                 outcomes[error.reason] += 1
                 unprintable += [] if error.detail.isprintable() else [file.name]

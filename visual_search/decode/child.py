@@ -1,9 +1,9 @@
 """What runs in a decoder process: bodies in on stdin, pixels out through shared memory.
 
-Started by `process.py`, as `python -m visual_search.decode.child FD MAX_PIXELS TIMEOUT_S`. One
-request is 8 bytes of length and the body; one answer is one line of JSON. JSON, because nothing
-that this process says may run code in its parent. It ends when stdin does, so it cannot outlive
-the parent.
+Started by `process.py`, as `python -m visual_search.decode.child FD MAX_PIXELS TIMEOUT_S LEAST_PX`;
+the last is 0 where no image may be decoded smaller than it is. One request is 8 bytes of length
+and the body; one answer is one line of JSON. JSON, because nothing that this process says may run
+code in its parent. It ends when stdin does, so it cannot outlive the parent.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ _MEMORY_BYTES_PER_PIXEL = 8
 
 def main() -> None:
     fd, max_pixels, timeout_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    least_px = int(sys.argv[4]) or None
     # The parent decides when to stop: a drain finishes the images that are under way.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -47,8 +48,10 @@ def main() -> None:
         # Ends a decode that hangs even if the parent, which cuts it long before, has been killed.
         _limit(resource.RLIMIT_CPU, int(time.process_time() + 4 * timeout_s) + 1)
         try:
-            height, width, _ = decode(body, max_pixels=max_pixels, room=room).shape
-            _answer(answers, {"height": height, "width": width})
+            picture = decode(body, max_pixels=max_pixels, least_px=least_px, room=room)
+            whole = {"whole_width": picture.width, "whole_height": picture.height}
+            height, width, _ = picture.pixels.shape
+            _answer(answers, {"height": height, "width": width, **whole})
         except ImageError as error:
             _answer(answers, {"reason": error.reason.name, "detail": error.detail})
 

@@ -29,10 +29,12 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 class Child:
     """A running `visual_search.decode.child`."""
 
-    def __init__(self, *, memory_fd: int, max_pixels: int, timeout_s: float) -> None:
+    def __init__(
+        self, *, memory_fd: int, max_pixels: int, timeout_s: float, least_px: int | None
+    ) -> None:
         self.cpu_s = 0.0
         self._ready = False
-        arguments = [str(memory_fd), str(max_pixels), str(timeout_s)]
+        arguments = [str(memory_fd), str(max_pixels), str(timeout_s), str(least_px or 0)]
         self._process = subprocess.Popen(
             # -P: whatever folder is the current one, it provides no modules.
             [sys.executable, "-P", "-m", "visual_search.decode.child", *arguments],

@@ -11,8 +11,8 @@ from typing import Self, TypeVar
 import numpy as np
 
 from visual_search.decode.pipe import Child
+from visual_search.decode.pixels import Picture
 from visual_search.errors import FailureReason, ImageError, InternalError, TemporaryError
-from visual_search.images import Pixels
 from visual_search.redaction import printable
 
 T = TypeVar("T")
@@ -33,20 +33,22 @@ class DecoderProcess:
     Making one does not wait until the child is ready; the first `decode` does.
     """
 
-    def __init__(self, *, max_pixels: int, timeout_s: float) -> None:
+    def __init__(self, *, max_pixels: int, timeout_s: float, least_px: int | None = None) -> None:
+        """Start the child; the limits are those of `pixels.decode`."""
         self._max_pixels = max_pixels
         self._timeout_s = timeout_s
+        self._least_px = least_px
         self._fd = _nameless_file(_CHANNELS * max_pixels)
         self._memory = np.frombuffer(mmap.mmap(self._fd, 0), np.uint8)
         self._former_cpu_s = 0.0
         self._child = self._start()
 
-    def decode(self, body: bytes, consume: Callable[[Pixels], T]) -> T:
-        """Decode `body` and hand its pixels to `consume`.
+    def decode(self, body: bytes, consume: Callable[[Picture], T]) -> T:
+        """Decode `body` and hand the picture to `consume`.
 
         Args:
             body: The encoded file.
-            consume: Gets `(H, W, 3)` uint8 RGB. The next image uses the same memory: what is
+            consume: Gets the picture. The next image uses the memory of its pixels: what is
                 needed for longer has to be copied before `consume` returns.
 
         Returns:
@@ -58,11 +60,11 @@ class DecoderProcess:
             TemporaryError, InternalError: No child can be started, or none gets ready. No image
                 is to blame.
         """
-        pixels = self._decoded(self._ready_child(), body)
+        picture = self._decoded(self._ready_child(), body)
         try:
-            return consume(pixels)
+            return consume(picture)
         finally:
-            if pixels.size > _KEPT_BYTES:
+            if picture.pixels.size > _KEPT_BYTES:
                 self._give_back_memory()
 
     @property
@@ -88,7 +90,7 @@ class DecoderProcess:
     ) -> None:
         self.close()
 
-    def _decoded(self, child: Child, body: bytes) -> Pixels:
+    def _decoded(self, child: Child, body: bytes) -> Picture:
         try:
             answer = child.ask(body, self._timeout_s)
             if "reason" in answer:
@@ -96,6 +98,7 @@ class DecoderProcess:
             height, width = int(answer["height"]), int(answer["width"])
             if not 0 < height * width <= self._max_pixels:
                 raise ValueError(f"{width} x {height} pixels")
+            whole_width, whole_height = int(answer["whole_width"]), int(answer["whole_height"])
         except TimeoutError:
             child.kill()
             self._replace_child()
@@ -108,11 +111,17 @@ class DecoderProcess:
             # The image has overwritten the child's memory, or worse.
             self._replace_child()
             raise ImageError(FailureReason.KILLS_DECODER, "its decoder raves") from error
-        return self._memory[: height * width * _CHANNELS].reshape(height, width, _CHANNELS)
+        pixels = self._memory[: height * width * _CHANNELS].reshape(height, width, _CHANNELS)
+        return Picture(pixels, whole_width, whole_height)
 
     def _start(self) -> Child:
         try:
-            return Child(memory_fd=self._fd, max_pixels=self._max_pixels, timeout_s=self._timeout_s)
+            return Child(
+                memory_fd=self._fd,
+                max_pixels=self._max_pixels,
+                timeout_s=self._timeout_s,
+                least_px=self._least_px,
+            )
         except OSError as error:
             raise TemporaryError(f"cannot start a decoder process: {error.strerror}") from error
 

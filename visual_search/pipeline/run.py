@@ -25,10 +25,10 @@ from sqlalchemy import Connection
 from visual_search import claim, runs
 from visual_search.claim import Outlook
 from visual_search.database.connection import Database
-from visual_search.decode import DecoderProcess
+from visual_search.decode import DecoderProcess, Picture
 from visual_search.embed import Embedder, choose_device, usable_cores
 from visual_search.errors import DatabaseGoneError, EmbedError, FailureReason, ImageError
-from visual_search.images import ClaimedImage, Download, EmbeddedImage, FailedImage, Pixels, RunId
+from visual_search.images import ClaimedImage, Download, EmbeddedImage, FailedImage, RunId
 from visual_search.models.registry import RegisteredModel
 from visual_search.pipeline.core_time import CoreTime
 from visual_search.pipeline.failure_rate import FailureRate
@@ -239,7 +239,11 @@ class ModelRun:
 
     def _decode(self) -> None:
         limits = self._settings.decode
-        with DecoderProcess(max_pixels=limits.max_pixels, timeout_s=limits.timeout_s) as decoder:
+        with DecoderProcess(
+            max_pixels=limits.max_pixels,
+            timeout_s=limits.timeout_s,
+            least_px=self._model.spec.least_px,
+        ) as decoder:
             while (body := self._bodies.get()) is not None:
                 image, download = body
                 self._loaded.wait()
@@ -253,8 +257,8 @@ class ModelRun:
         embedder = self._embedder
         assert embedder is not None  # noqa: S101 - loaded, or the run is cut
 
-        def to_tensor(pixels: Pixels) -> tuple[torch.Tensor, int, int]:
-            return embedder.prepare(pixels), pixels.shape[1], pixels.shape[0]
+        def to_tensor(picture: Picture) -> tuple[torch.Tensor, int, int]:
+            return embedder.prepare(picture.pixels), picture.width, picture.height
 
         cpu_before = decoder.cpu_seconds
         try:
