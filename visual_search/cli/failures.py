@@ -105,8 +105,8 @@ def retry(
 def _reason(name: str | None) -> FailureReason | None:
     if name is None:
         return None
-    try:
-        return FailureReason(name)
-    except ValueError:
+    named = next((reason for reason in FailureReason if reason.value == name), None)
+    if named is None:
         known = ", ".join(reason.value for reason in FailureReason)
-        raise SettingsError(f"unknown reason {name!r}; one of {known}") from None
+        raise SettingsError(f"unknown reason {name!r}; one of {known}")
+    return named

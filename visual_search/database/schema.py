@@ -33,5 +33,4 @@ class RunOutcome(StrEnum):
 # Transaction-level advisory locks, so that they work through PgBouncer. Importers hold the
 # seeding lock shared, seeders exclusively: then no lower image_id can appear behind a watermark.
 SEEDING_LOCK: Final = 0x76_73_65_61
-REGISTRATION_LOCK: Final = 0x76_73_65_62
 MIGRATION_LOCK: Final = 0x76_73_65_63

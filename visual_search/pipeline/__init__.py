@@ -115,9 +115,10 @@ class Plan:
 def plan(database: Database, settings: Settings, name: str) -> Plan:
     """What `extract` would do for a model; nothing is changed, nothing loaded."""
     spec = resolve_model(database, settings, name)
+    asked = settings.embed.precision != "auto"
 
     def step(connection: Connection) -> int | None:
-        known = registry.find(connection, spec.model_id)
+        known = registry.admit(connection, spec, asked=asked)
         return None if known is None else status.count_claimable(connection, known.model_key)
 
     claimable = database.run(step)
@@ -172,12 +173,14 @@ def _extract_model(
     retry_failed: bool,
 ) -> ModelResult:
     try:
+        asked = settings.embed.precision != "auto"
         spec = resolve_model(database, settings, name)
         folder = output_folder(settings.output_uri)
-        if database.run(lambda c: registry.find(c, spec.model_id)) is None:
+        if database.run(lambda c: registry.admit(c, spec, asked=asked)) is None:
             # A model whose weights cannot be had is not registered.
             weights.obtain(spec, settings.weights, home=settings.home)
-        asked = settings.embed.precision != "auto"
+            # Another machine may have registered the name meanwhile, at its own fast precision.
+            spec = resolve_model(database, settings, name)
         model = database.run(lambda c: registry.register(c, spec, asked=asked))
         if retry_failed:
             database.run(lambda c: claim.retry_failed(c, model_key=model.model_key))
