@@ -126,10 +126,10 @@ def test_a_working_day(place: Workplace) -> None:
     frame = pd.read_parquet(path)
     assert len(frame) == shard["rows"] == 5
     assert frame["embedding"][0].shape == (8,)
-    assert place.vsearch("shards", "verify").out == "1 shards checked, 0 damaged\n"
+    assert place.vsearch("shards", "verify").out == "1 shard checked, 0 damaged\n"
     Path(path).write_bytes(b"damaged")
     assert place.vsearch("shards", "verify").code == 1
-    assert "5 images are pending again" in place.vsearch("shards", "verify", "--repair").out
+    assert "5 images pending again" in place.vsearch("shards", "verify", "--repair").out
     found = document(place.vsearch("shards", "gc", "--grace", "0", "--delete", "--json"))
     assert [file["why"] for file in found["files"]] == ["discarded"]
 

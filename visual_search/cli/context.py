@@ -80,6 +80,11 @@ def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     )
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 shard`, `2 shards`, `1,000 shards`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def moment(time: datetime | None) -> str:
     """A time for people, in UTC to the second."""
     return "–" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visual_search.cli.context import CliContext, echo_json, table
+from visual_search.cli.context import CliContext, counted, echo_json, table
 from visual_search.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def sentence(result: "ModelResult") -> str:
     rate = f", {figures.images_per_second:.1f} images/s" if figures.images_per_second else ""
     return (
         f"{result.model}: {figures.done:,} done, {figures.failed:,} failed, "
-        f"{result.shards:,} {'shard' if result.shards == 1 else 'shards'}{rate}{waiting}"
+        f"{counted(result.shards, 'shard')}{rate}{waiting}"
     )
 
 

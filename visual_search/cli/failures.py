@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from visual_search.cli.context import CliContext, echo_json, moment, table
+from visual_search.cli.context import CliContext, counted, echo_json, moment, table
 from visual_search.errors import FailureReason, ModelError, SettingsError
 
 app = typer.Typer(no_args_is_help=True, help="Which images failed, why, and trying them again.")
@@ -99,7 +99,7 @@ def retry(
             raise ModelError(f"model {model!r} has not run on this catalogue; see `vsearch status`")
         for known in chosen:
             total += retry_failed(connection, model_key=known.model_key, reasons=reasons)
-    typer.echo(f"{total:,} images will be tried again by the next `vsearch extract`")
+    typer.echo(f"{counted(total, 'image')} will be tried again by the next `vsearch extract`")
 
 
 def _reason(name: str | None) -> FailureReason | None:

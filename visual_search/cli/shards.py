@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from visual_search.cli.context import CliContext, echo_json, moment, table
+from visual_search.cli.context import CliContext, counted, echo_json, moment, table
 from visual_search.errors import ExitCode
 
 app = typer.Typer(no_args_is_help=True, help="The Parquet files that hold the vectors.")
@@ -101,9 +101,9 @@ def verify(
     else:
         for bad in damaged:
             typer.echo(f"damaged: {bad.shard.uri}: {bad.damage}")
-        typer.echo(f"{len(shards):,} shards checked, {len(damaged):,} damaged")
+        typer.echo(f"{counted(len(shards), 'shard')} checked, {len(damaged):,} damaged")
         if repair and damaged:
-            typer.echo(f"{again:,} images are pending again; run `vsearch extract`")
+            typer.echo(f"{counted(again, 'image')} pending again; run `vsearch extract`")
     if damaged and not repair:
         raise typer.Exit(int(ExitCode.FAILED))
 
@@ -147,4 +147,5 @@ def gc(
         typer.echo(f"{file.why}: {file.path}")
     total = sum(file.bytes for file in garbage)
     advice = "" if delete or not garbage else "; `vsearch shards gc --delete` deletes them"
-    typer.echo(f"{len(garbage):,} files, {total:,} bytes{' deleted' if delete else ''}{advice}")
+    found = f"{counted(len(garbage), 'file')}, {total:,} bytes"
+    typer.echo(f"{found}{' deleted' if delete else ''}{advice}")
