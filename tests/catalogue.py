@@ -50,9 +50,9 @@ def statuses(database: Database, model_key: ModelKey) -> dict[str, int]:
     with database.transaction() as connection:
         rows = connection.execute(
             text("""
-                SELECT status, count(*) FROM extractions WHERE model_key = :model_key
+                SELECT status, count(*) AS images FROM extractions WHERE model_key = :model_key
                 GROUP BY status
             """),
             {"model_key": model_key},
         )
-        return {row.status: row.count for row in rows}
+        return {row.status: row.images for row in rows}

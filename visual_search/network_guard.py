@@ -58,6 +58,9 @@ _TEREDO = IPv6Network("2001::/32")
 _ISATAP = 0x0000_5EFE  # upper half of the interface id, RFC 5214 …
 _ISATAP_FLAGS = 0x0300_0000  # … whatever its "universal" and "group" bits are
 
+# `http://[::1]@/`, an address where the user name belongs, is the second for yarl.
+_UNREADABLE = (ValueError, IndexError)
+
 _UNSAFE = re.compile(r"[\s\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
 _ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
@@ -92,7 +95,7 @@ class Guard:
         try:
             url = URL(text)
             user, _ = url.user, url.host  # decoded now, or aiohttp fails on them later
-        except ValueError:
+        except _UNREADABLE:
             # The parser's message may quote the URL, credentials included.
             raise _bad_url("not a URL: its host or port cannot be read") from None
         if url.scheme not in ("http", "https"):
@@ -115,10 +118,11 @@ class Guard:
         try:
             target = url.join(URL(location, encoded=True))
             same_origin = target.origin() == url.origin()
-        except ValueError:
+            user, password = (url.user, url.password) if same_origin else (None, None)
+            text = str(target.with_user(user).with_password(password))
+        except _UNREADABLE:
             raise _bad_url("redirect to what is not an http URL") from None
-        user, password = (url.user, url.password) if same_origin else (None, None)
-        return self.check_url(str(target.with_user(user).with_password(password)))
+        return self.check_url(text)
 
     def check_address(self, address: str, port: int) -> None:
         """Refuse `address` unless it and every address inside it is public or opened.

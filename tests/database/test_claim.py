@@ -13,6 +13,7 @@ from tests.plans import explain
 from visual_search import claim
 from visual_search.claim import DEATHS_TO_FAIL, Suspicion
 from visual_search.database.connection import Database
+from visual_search.database.schema import SEEDING_LOCK
 from visual_search.errors import FencedError
 from visual_search.images import ClaimedImage, LeaseToken, ModelKey, RunId
 
@@ -74,9 +75,7 @@ def test_seeding_waits_for_an_import_that_holds_lower_ids(
 
     add_images(database, 1)
     with database.transaction() as importer:
-        importer.execute(
-            text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": claim.SEEDING_LOCK}
-        )
+        importer.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": SEEDING_LOCK})
         importer.execute(
             text("""
                 INSERT INTO images (image_key, key_hash, url, host)

@@ -46,7 +46,7 @@ def test_shards_join_the_catalogue_on_image_id(place: Workplace) -> None:
     shards = place.rows("SELECT uri, rows FROM shards WHERE state = 'committed'")
     assert sorted(row[1] for row in shards) == [2, 5, 5]
     paths = [str(local_path(uri)) for uri, _ in shards]
-    found = duckdb.sql(f"""
+    found = duckdb.execute(f"""
         SELECT image_id, url, len(embedding), width, height, model_id
         FROM read_parquet({paths}, hive_partitioning = true) ORDER BY image_id
     """).fetchall()
@@ -94,7 +94,7 @@ def test_each_failure_is_a_row_with_its_reason_and_the_run_goes_on(place: Workpl
     place.publish(8)
     server = place.server
 
-    async def slow(_request: web.Request) -> web.StreamResponse:
+    async def slow(_request: web.BaseRequest) -> web.StreamResponse:
         await asyncio.sleep(5)
         return web.Response()
 
@@ -135,7 +135,7 @@ def test_each_failure_is_a_row_with_its_reason_and_the_run_goes_on(place: Workpl
 def test_a_busy_server_is_asked_again_later(place: Workplace) -> None:
     answers = iter([503, 500])
 
-    async def flaky(_request: web.Request) -> web.Response:
+    async def flaky(_request: web.BaseRequest) -> web.Response:
         status = next(answers, 200)
         return web.Response(status=status, body=jpeg(0) if status == 200 else b"")
 
@@ -216,7 +216,7 @@ def test_limit_counts_claimed_images(place: Workplace) -> None:
 def test_an_image_removed_during_the_run_is_not_done(place: Workplace) -> None:
     place.publish(3)
 
-    async def remove_then_answer(_request: web.Request) -> web.Response:
+    async def remove_then_answer(_request: web.BaseRequest) -> web.Response:
         place.rows("DELETE FROM extractions WHERE image_id = 4 RETURNING image_id")
         place.rows("DELETE FROM images WHERE image_id = 4 RETURNING image_id")
         return web.Response(body=jpeg(9))
@@ -235,7 +235,7 @@ def test_killed_in_the_middle_the_next_run_ends_with_every_image_once(
 ) -> None:
     place.publish(120)
 
-    async def killer(_request: web.Request) -> web.Response:
+    async def killer(_request: web.BaseRequest) -> web.Response:
         worker.send_signal(signal.SIGKILL)
         return web.Response(body=jpeg(5))
 
@@ -254,7 +254,7 @@ def test_killed_in_the_middle_the_next_run_ends_with_every_image_once(
     assert (status.total, status.done) == (121, 121)
     listed = place.rows("SELECT uri, rows FROM shards WHERE state = 'committed'")
     paths = [str(local_path(uri)) for uri, _ in listed]
-    counted = duckdb.sql(
+    counted = duckdb.execute(
         f"SELECT count(*), count(DISTINCT image_id) FROM read_parquet({paths})"
     ).fetchall()
     assert counted == [(121, 121)]
@@ -269,7 +269,7 @@ def test_a_signal_drains_and_leaves_nothing_claimed(
 ) -> None:
     place.publish(400)
 
-    async def answer(_request: web.Request) -> web.Response:
+    async def answer(_request: web.BaseRequest) -> web.Response:
         worker.send_signal(number)
         return web.Response(body=jpeg(5))
 

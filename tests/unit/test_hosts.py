@@ -318,6 +318,26 @@ def test_a_hosts_headers_go_to_it_alone(server: ImageServer) -> None:
         assert "Authorization" not in other.headers["/good.jpg"]
 
 
+def test_a_hosts_headers_do_not_leave_tls_by_a_redirect(tmp_path: Path) -> None:
+    pem = tmp_path / "own.pem"
+    pem.write_text(SELF_SIGNED)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem)
+    with ImageServer() as plain, ImageServer(tls=context) as server:
+        plain.serve("/good.jpg", GOOD)
+        server.redirect("/away.jpg", plain.url("/good.jpg"))
+        headers = {f"127.0.0.1:{port}": {"X-Token": "SECRET"} for port in (plain.port, server.port)}
+
+        async def work(downloader: Downloader) -> None:
+            await downloader.fetch(server.url("/away.jpg"))
+            assert "X-Token" not in plain.headers["/good.jpg"]
+            await downloader.fetch(plain.url("/good.jpg"))
+
+        run(work, headers=headers, ca_file=pem)
+        assert server.headers["/away.jpg"]["X-Token"] == "SECRET"
+        assert plain.headers["/good.jpg"]["X-Token"] == "SECRET"
+
+
 def test_an_authority_of_ones_own_is_trusted(tmp_path: Path) -> None:
     pem = tmp_path / "own.pem"
     pem.write_text(SELF_SIGNED)

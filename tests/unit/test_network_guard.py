@@ -203,7 +203,14 @@ def test_a_url_with_a_refused_address_is_blocked(url: str) -> None:
         *("http://127.0.0.1\u200b/", "http://1\xad27.0.0.1/", "http://١٢٧.0.0.1/"),
         # No host, no host name, no port
         *("http://", "http:///x", "http:/x", "http:x", "//good.test/", "good.test/x", "", "/x"),
-        *("http://a..test/", "http://.test/", "http://*/", "http://a,b/", "http://[::1/"),
+        *(
+            "http://a..test/",
+            "http://.test/",
+            "http://*/",
+            "http://a,b/",
+            "http://[::1/",
+            "http://[::1]@/",
+        ),
         *("http://xn--a/", "http://" + "a" * 64 + ".test/", "http://" + "a." * 127 + "test/"),
         *("http://good.test:99999/", "http://good.test:x/", "http://good.test:-1/"),
         # Other schemes
@@ -282,6 +289,8 @@ def test_a_redirect_takes_credentials_nowhere_else(location: str, target: str) -
             "gopher://127.0.0.1/",
             "data:,x",
             "http://[::1",
+            "http://[::1]@/",
+            "http://good.test%0d%0aX:y/",
             "http://2130706433",
         ),
         *("http://good.test:22/", "/\r\nX: y", "/\udcff"),

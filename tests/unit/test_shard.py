@@ -106,7 +106,7 @@ def test_the_file_says_what_made_it(tmp_path: Path) -> None:
 def test_other_readers_see_one_dataset_with_the_model_as_a_column(tmp_path: Path) -> None:
     write(tmp_path, 3)
     write(tmp_path, 2, model_id="other-1")
-    found = duckdb.sql(f"""
+    found = duckdb.execute(f"""
         SELECT model_id, count(*), max(len(embedding)), min(octet_length(content_sha256))
         FROM read_parquet('{tmp_path}/**/*.parquet', hive_partitioning = true)
         GROUP BY model_id ORDER BY model_id

@@ -145,8 +145,11 @@ class Downloader:
     async def _try(self, url: URL, patience: "_Patience") -> Download:
         # Redirects are followed here, not by aiohttp, so that each meets the guard's check of its
         # text and waits for a slot of its own host.
+        in_clear = url.scheme == "http"
         for _ in range(self._settings.max_redirects + 1):
-            answer = await self._request(url, patience)
+            # What a host's headers keep secret does not leave TLS because of a redirect.
+            headers = self._headers_for(url) if in_clear or url.scheme == "https" else None
+            answer = await self._request(url, headers, patience)
             if isinstance(answer, Download):
                 return answer
             url = answer
@@ -155,20 +158,27 @@ class Downloader:
             f"more than {self._settings.max_redirects}, the last to {redact_url(str(url))}",
         )
 
-    async def _request(self, url: URL, patience: "_Patience") -> Download | URL:
+    def _headers_for(self, url: URL) -> Mapping[str, str] | None:
+        return self._headers.get(url.host_port_subcomponent or "")
+
+    async def _request(
+        self, url: URL, headers: Mapping[str, str] | None, patience: "_Patience"
+    ) -> Download | URL:
         """One request: the image, or the URL to go on with."""
         queued = patience.now()
         async with self._hosts.turn(url) as host:
             patience.ends += patience.now() - queued
             try:
-                answer = await self._ask(url, patience)
+                answer = await self._ask(url, headers, patience)
             except ImageError as error:
                 self._hosts.failed(host, error)
                 raise
             self._hosts.served(host)
             return answer
 
-    async def _ask(self, url: URL, patience: "_Patience") -> Download | URL:
+    async def _ask(
+        self, url: URL, headers: Mapping[str, str] | None, patience: "_Patience"
+    ) -> Download | URL:
         sending = Sending()
         try:
             async with asyncio.timeout_at(patience.ends):
@@ -177,7 +187,7 @@ class Downloader:
                 async with self._session.get(
                     url,
                     allow_redirects=False,
-                    headers=self._headers.get(url.host_port_subcomponent or ""),
+                    headers=headers,
                     proxy=self._proxy,
                     middlewares=(sending,),
                     trace_request_ctx=sending,
