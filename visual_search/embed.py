@@ -1,9 +1,6 @@
 """Pixels to vectors, on any device that torch knows."""
 
-import contextlib
-import ctypes
 import os
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +20,6 @@ from visual_search.settings import Device
 _BATCH_SIZES: Final = {"cpu": 32, "cuda": 256, "mps": 64}
 # Times as long as wide, where only the middle is used.
 _LONGEST_STRIP: Final = 32
-# By their numbers in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, and M_ARENA_MAX, since the
-# arenas that threads get of their own cannot hold such blocks.
-_MALLOC_OPTIONS: Final = {-1: 1 << 30, -3: 1 << 30, -8: 1}
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -74,22 +68,6 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         # Not in a control group, or one with the quota "max".
         return cores
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what one batch frees for the next. Before any thread is started.
-
-    What a network needs between its layers is more than glibc keeps unasked: it would go back to
-    the kernel and come again as zeroed pages, layer after layer. That took 38 of 98 ms of processor
-    time an image (efficientnet_lite0, fp32, batches of 32), and none with this. Other C libraries
-    have no such switch.
-    """
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in _MALLOC_OPTIONS.items():
-            mallopt(option, value)
 
 
 class Embedder:

@@ -26,7 +26,7 @@ from visual_search import claim, runs
 from visual_search.claim import Outlook
 from visual_search.database.connection import Database
 from visual_search.decode import DecoderProcess, Picture
-from visual_search.embed import Embedder, choose_device, keep_freed_memory, usable_cores
+from visual_search.embed import Embedder, choose_device, usable_cores
 from visual_search.errors import DatabaseGoneError, EmbedError, FailureReason, ImageError
 from visual_search.images import ClaimedImage, Download, EmbeddedImage, FailedImage, RunId
 from visual_search.models.registry import RegisteredModel
@@ -128,7 +128,6 @@ class ModelRun:
         Raises:
             RunError: What stopped it; what was finished before is recorded.
         """
-        keep_freed_memory()
         heartbeat = self._thread("heartbeat", self._beat)
         feeder = self._thread("feeder", self._feeder.run)
         count = self._settings.decode.workers or usable_cores()
