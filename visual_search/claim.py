@@ -66,10 +66,8 @@ def seed_images(connection: Connection, model_key: ModelKey) -> int:
     """
     behind = connection.execute(
         text("""
-            SELECT EXISTS (
-                SELECT FROM images
-                WHERE image_id > (SELECT seeded_to FROM models WHERE model_key = :model_key)
-            )
+            SELECT (SELECT max(image_id) FROM images) > seeded_to
+            FROM models WHERE model_key = :model_key
         """),
         {"model_key": model_key},
     ).scalar()
@@ -193,12 +191,14 @@ def release_paused(
     """
     released = connection.execute(
         text("""
+            WITH paused AS MATERIALIZED (
+                SELECT image_id, retry_at FROM hosts JOIN images USING (host)
+                WHERE retry_at > clock_timestamp() AND image_id = ANY(CAST(:image_ids AS bigint[]))
+            )
             UPDATE extractions e SET
-                status = 'pending', lease_token = NULL, next_attempt_at = h.retry_at
-            FROM images i JOIN hosts h USING (host)
-            WHERE h.retry_at > clock_timestamp()
-              AND i.image_id = ANY(CAST(:image_ids AS bigint[])) AND e.image_id = i.image_id
-              AND e.lease_token = :token AND e.status = 'claimed'
+                status = 'pending', lease_token = NULL, next_attempt_at = paused.retry_at
+            FROM paused
+            WHERE e.image_id = paused.image_id AND e.lease_token = :token AND e.status = 'claimed'
             RETURNING e.image_id
         """),
         {"token": token, "image_ids": [image.image_id for image in images]},
@@ -240,8 +240,21 @@ def renew_leases(
     return {LeaseToken(row.lease_token) for row in renewed}
 
 
-def rescue_images(connection: Connection, model_key: ModelKey) -> int:
+def rescue_images(
+    connection: Connection,
+    model_key: ModelKey,
+    *,
+    lease_s: float = 0,
+    own_run: RunId | None = None,
+) -> int:
     """Take the images of dead workers back: pending again, or failed after too many deaths.
+
+    Args:
+        connection: Inside a transaction.
+        model_key: Whose images.
+        lease_s: So long after the server's start nobody is taken for dead: while it was away, no
+            lease could be renewed.
+        own_run: Its leases are spared. It lives, and will renew those that it still needs.
 
     Returns:
         How many images were rescued.
@@ -250,9 +263,11 @@ def rescue_images(connection: Connection, model_key: ModelKey) -> int:
         text("""
             SELECT lease_token FROM leases
             WHERE model_key = :model_key AND expires_at < clock_timestamp()
+              AND clock_timestamp() > pg_postmaster_start_time() + make_interval(secs => :lease_s)
+              AND run_id IS DISTINCT FROM CAST(:own_run AS uuid)
             FOR UPDATE SKIP LOCKED
         """),
-        {"model_key": model_key},
+        {"model_key": model_key, "lease_s": lease_s, "own_run": own_run},
     )
     tokens = [str(row.lease_token) for row in expired]
     if not tokens:

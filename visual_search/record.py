@@ -41,11 +41,15 @@ class RecordedRow:
 def begin_shard(
     connection: Connection, *, shard_id: ShardId, model_key: ModelKey, uri: str, run_id: RunId
 ) -> None:
-    """Name a shard before its file exists, so that an orphan is always known."""
+    """Name a shard before its file exists, so that an orphan is always known.
+
+    Naming it twice is the same.
+    """
     connection.execute(
         text("""
             INSERT INTO shards (shard_id, model_key, uri, run_id, state)
             VALUES (:shard_id, :model_key, :uri, :run_id, 'writing')
+            ON CONFLICT (shard_id) DO NOTHING
         """),
         {"shard_id": shard_id, "model_key": model_key, "uri": uri, "run_id": run_id},
     )
@@ -231,6 +235,27 @@ def postpone_images(
             "image_ids": [image.image.image_id for image in postponed],
             "wait_s": [image.wait_s for image in postponed],
         },
+    )
+
+
+def transaction_id(connection: Connection) -> str:
+    """By what `took_place` knows this transaction later."""
+    return str(connection.execute(text("SELECT pg_current_xact_id()")).scalar_one())
+
+
+def took_place(connection: Connection, earlier: str) -> bool:
+    """Whether an earlier transaction, which has ended by now, was committed.
+
+    A server that took over from another may not know it; then it was not.
+    """
+    return bool(
+        connection.execute(
+            text("""
+                SELECT CASE WHEN CAST(:earlier AS xid8) < pg_current_xact_id()
+                            THEN pg_xact_status(CAST(:earlier AS xid8)) = 'committed' END
+            """),
+            {"earlier": earlier},
+        ).scalar_one()
     )
 
 

@@ -1,8 +1,10 @@
 """What of a URL may be shown: never its credentials, never its query."""
 
+import re
 from urllib.parse import urlsplit, urlunsplit
 
 _MAX_SHOWN = 300
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _HARMLESS = frozenset({"host", "port", "sslmode", "dbname", "region", "scheme"})
 
 
@@ -26,10 +28,16 @@ def redact_url(url: str) -> str:
     return printable(shown)
 
 
-def printable(text: str, limit: int = _MAX_SHOWN) -> str:
-    """`text` on one line, without control characters, cut at `limit` characters."""
-    clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
-    return clean if len(clean) <= limit else clean[:limit] + "…"
+def redact_urls(text: str) -> str:
+    """`text`, whatever it is, with each URL in it as `redact_url` shows it."""
+    return _URL.sub(lambda found: redact_url(found[0]), text)
+
+
+def printable(text: str, limit: int | None = _MAX_SHOWN) -> str:
+    """`text` on one line, without control characters, cut at `limit` characters if there is one."""
+    start = text if limit is None else text[: limit + 1]
+    clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in start)
+    return clean if limit is None or len(clean) <= limit else clean[:limit] + "…"
 
 
 def mask_dsn(dsn: str) -> str:

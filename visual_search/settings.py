@@ -1,8 +1,9 @@
 """Settings, read once by the command line and handed down: file < environment < flags."""
 
 import os
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from itertools import takewhile
 from pathlib import Path
@@ -36,11 +37,23 @@ _MAX_SHOWN: Final = 40
 # Settings whose wrong values are not repeated, in whatever group.
 _SECRETS: Final = ("proxy", "headers")
 
+# A path, or a password with an unescaped / in it, is no part of a proxy.
+_PROXY: Final = re.compile(r"https?://[^/?#\s]+/?")
+_MAX_NAME_BYTES: Final = 63
+
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-class _Group(BaseModel):
+class _Redacted(BaseModel):
+    """Its `repr`, which ends up in logs and tracebacks, shows no secrets of URLs."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, _redacted(value)
+
+
+class _Group(_Redacted):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
@@ -50,6 +63,18 @@ class DatabaseSettings(_Group):
     # "schema" is a method of pydantic's own, so the field has another name in Python.
     schema_name: str = Field("vsearch", alias="schema", min_length=1, max_length=63)
     outage_s: float = Field(300, ge=0)
+
+    @field_validator("schema_name")
+    @classmethod
+    def _is_an_ordinary_name(cls, name: str) -> str:
+        if not name.isprintable() or set(name) & {":", "\\"}:
+            raise ValueError("a schema's name has no control characters, colons or backslashes")
+        if len(name.encode()) > _MAX_NAME_BYTES:
+            # Postgres would cut it, and two long names might become one.
+            raise ValueError(f"a schema's name has at most {_MAX_NAME_BYTES} bytes")
+        if name.startswith("pg_") or name in ("information_schema", "$user"):
+            raise ValueError("this name is Postgres' own")
+        return name
 
 
 class DownloadSettings(_Group):
@@ -73,7 +98,7 @@ class DownloadSettings(_Group):
     @field_validator("proxy")
     @classmethod
     def _is_http(cls, proxy: SecretStr | None) -> SecretStr | None:
-        if proxy is not None and not proxy.get_secret_value().startswith(("http://", "https://")):
+        if proxy is not None and not _PROXY.fullmatch(proxy.get_secret_value()):
             raise ValueError("a proxy is given as http://host:port")
         return proxy
 
@@ -137,7 +162,7 @@ class ModelTable(_Group):
     model_id: str | None = None
 
 
-class Settings(BaseSettings):
+class Settings(_Redacted, BaseSettings):
     """Everything that can be set. Frozen; `load_settings` is the only maker."""
 
     model_config = SettingsConfigDict(

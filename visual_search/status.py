@@ -91,9 +91,10 @@ def count_claimable(connection: Connection, model_key: ModelKey) -> int:
             SELECT (SELECT count(*) FROM extractions
                     WHERE model_key = :model_key AND status = 'pending'
                       AND next_attempt_at <= clock_timestamp())
-                 + (SELECT count(*) FROM images
-                    WHERE image_id > (SELECT seeded_to FROM models
-                                      WHERE model_key = :model_key))
+                 + CASE WHEN (SELECT max(image_id) FROM images) > seeded_to
+                        THEN (SELECT count(*) FROM images WHERE image_id > seeded_to)
+                        ELSE 0 END
+            FROM models WHERE model_key = :model_key
         """),
         {"model_key": model_key},
     ).scalar_one()

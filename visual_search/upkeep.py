@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from visual_search import record
 from visual_search.database.connection import Database
 from visual_search.database.schema import ShardState
+from visual_search.errors import StorageError
 from visual_search.images import ShardId, ShardRecord
 from visual_search.shard import check_owner, find_damage, list_files
 
@@ -74,6 +75,7 @@ def collect_garbage(
 
     Raises:
         UsageError: The folder is another catalogue's, or nobody's.
+        StorageError: A file cannot be deleted.
     """
     check_owner(folder, database.run(record.catalogue_id))
     youngest = time.time() - grace_s
@@ -87,8 +89,15 @@ def collect_garbage(
         if why is None:
             continue
         if delete:
-            file.path.unlink(missing_ok=True)
+            _delete(file.path)
         yield Garbage(path=file.path, bytes=file.bytes, why=why)
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot delete {path}: {error.strerror}") from error
 
 
 def _why_garbage(connection: Connection, shard_id: ShardId, *, abandon: bool) -> str | None:

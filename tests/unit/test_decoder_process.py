@@ -264,6 +264,15 @@ BOMBS: dict[str, tuple[Callable[[], bytes], FailureReason | None]] = {
         FailureReason.TOO_MANY_PIXELS,
     ),
     "WebP of 34 bytes": (pictures.webp_header_bomb, FailureReason.TOO_MANY_PIXELS),
+    "PNG of 88 MP, 16 bits a sample": (
+        lambda: pictures.png(9_400, 9_400, depth=16, colour=6, data=b""),
+        FailureReason.TOO_MANY_PIXELS,
+    ),
+    "GIF of 4,295 MP": (
+        lambda: pictures.gif_header((65_535, 65_535), (0, 0)),
+        FailureReason.TOO_MANY_PIXELS,
+    ),
+    "nothing": (lambda: b"", FailureReason.EMPTY_BODY),
     "JPEG of 65.5 MP": (
         lambda: pictures.jpeg_bytes(65_500, 1_000),
         FailureReason.TOO_MANY_PIXELS,

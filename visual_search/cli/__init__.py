@@ -5,6 +5,7 @@ Command bodies import what they need when they run, so that `--help` answers at 
 
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -25,8 +26,10 @@ from visual_search.cli import (
     shards,
     status,
 )
-from visual_search.cli.context import CliContext
+from visual_search.cli.context import CliContext, complain
+from visual_search.cli.memory import keep_freed_memory
 from visual_search.errors import ExitCode, RunError, VsearchError
+from visual_search.redaction import redact_urls
 
 app = typer.Typer(
     name="vsearch",
@@ -92,6 +95,7 @@ app.command("demo")(demo.demo)
 def main() -> None:
     """Entry point: errors become one sentence and an exit code."""
     debug = "--debug" in sys.argv
+    keep_freed_memory()
     # As process 1 of a container Python ignores SIGTERM; elsewhere it would leave the embedded
     # server running.
     signal.signal(signal.SIGTERM, _terminate)
@@ -99,22 +103,26 @@ def main() -> None:
         app()
     except VsearchError as error:
         if debug:
-            raise
-        typer.echo(f"vsearch: {error}", err=True)
+            _show_traceback()
+        complain(error)
         code = error.exit_code if isinstance(error, RunError) else ExitCode.FAILED
         raise SystemExit(int(code)) from None
     except KeyboardInterrupt:
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last place where it can become a sentence
         # A bug. Its message may quote data, so only its kind is shown without --debug.
         if debug:
-            raise
-        typer.echo(
-            f"vsearch: unexpected {type(error).__name__}; this is a bug. "
-            "Run again with `vsearch --debug …` to see where",
-            err=True,
+            _show_traceback()
+        complain(
+            f"unexpected {type(error).__name__}; this is a bug. "
+            + ("Please report it" if debug else "Run again with `vsearch --debug …` to see where")
         )
         raise SystemExit(int(ExitCode.FAILED)) from None
+
+
+def _show_traceback() -> None:
+    """Of the error at hand. Other libraries' errors that led to it quote URLs, secrets included."""
+    typer.echo(redact_urls(traceback.format_exc()), nl=False, err=True)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -11,6 +11,8 @@ from uuid import UUID
 
 import typer
 
+from visual_search.redaction import printable
+
 if TYPE_CHECKING:
     from visual_search.database.connection import Database
     from visual_search.settings import Settings
@@ -63,9 +65,16 @@ def echo_json(document: Mapping[str, Any]) -> None:
     )
 
 
+def complain(sentence: object) -> None:
+    """Say on stderr what is wrong, in one line, whatever it quotes."""
+    typer.echo(f"vsearch: {printable(str(sentence), None)}", err=True)
+
+
 def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    """Left-aligned columns; numbers to the right."""
-    cells = [tuple("–" if cell is None else str(cell) for cell in row) for row in rows]
+    """Left-aligned columns; numbers to the right. What a cell says cannot steer a terminal."""
+    cells = [
+        tuple("–" if cell is None else printable(str(cell), None) for cell in row) for row in rows
+    ]
     widths = [max(len(row[n]) for row in [head, *cells]) for n in range(len(head))]
     numeric = [
         bool(rows) and all(isinstance(row[n], int | float) for row in rows)

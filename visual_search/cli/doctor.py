@@ -7,6 +7,7 @@ import typer
 
 from visual_search.cli.context import CliContext, echo_json
 from visual_search.errors import ExitCode
+from visual_search.redaction import printable
 
 
 def doctor(
@@ -34,6 +35,6 @@ def doctor(
         width = max(len(finding.subject) for finding in findings)
         for finding in findings:
             mark = "ok " if finding.ok else "BAD"
-            typer.echo(f"{mark} {finding.subject.ljust(width)}  {finding.detail}")
+            typer.echo(f"{mark} {finding.subject.ljust(width)}  {printable(finding.detail, None)}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(int(ExitCode.FAILED))

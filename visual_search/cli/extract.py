@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visual_search.cli.context import CliContext, counted, echo_json, table
+from visual_search.cli.context import CliContext, complain, counted, echo_json, table
 from visual_search.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _run(
 
     def show(result: "ModelResult") -> None:
         if result.error:
-            typer.echo(f"vsearch: {result.model}: {result.error}", err=True)
+            complain(f"{result.model}: {result.error}")
         if not quiet and (result.run_id or not result.error):
             typer.echo(sentence(result))
 
@@ -172,7 +172,7 @@ def _show_plans(
                         "model": plan.model,
                         "model_id": plan.model_id,
                         "claimable": plan.claimable,
-                        "output": settings.output_uri,
+                        "output": settings.shown()["output"],
                     }
                     for plan in plans
                 ]

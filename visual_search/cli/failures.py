@@ -32,16 +32,21 @@ def list_(
       vsearch failures list --model resnet18 --reason not_found
       vsearch failures list --json | jq -r '.failures[].url'
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from visual_search.failures import list_failures
+    from visual_search.redaction import redact_urls
 
     cli: CliContext = context.obj
     wanted = _reason(reason)
     with cli.database() as database, database.transaction() as connection:
-        failures = list_failures(
-            connection, model=model, reason=wanted.value if wanted else None, limit=limit
-        )
+        # A key may be the URL that the image had at first, which may be signed like the others.
+        failures = [
+            replace(failure, image_key=redact_urls(failure.image_key))
+            for failure in list_failures(
+                connection, model=model, reason=wanted.value if wanted else None, limit=limit
+            )
+        ]
     if as_json:
         echo_json({"failures": [asdict(failure) for failure in failures]})
         return

@@ -8,6 +8,8 @@ from typing import TextIO, cast
 import structlog
 from tqdm import tqdm
 
+from visual_search.redaction import printable
+
 
 class _AroundBars:
     """A file that writes to stderr above a progress bar instead of into it."""
@@ -32,6 +34,7 @@ def configure(*, debug: bool) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not terminal),
+            _on_one_line,
             structlog.processors.format_exc_info,
             renderer,
         ],
@@ -52,6 +55,16 @@ def _level(*, debug: bool, bars: bool) -> int:
     if debug:
         return logging.DEBUG
     return logging.WARNING if bars else logging.INFO
+
+
+def _on_one_line(
+    _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """What servers and files say can neither steer a terminal nor pass for a record of its own."""
+    return {
+        name: printable(value, None) if isinstance(value, str) else value
+        for name, value in event.items()
+    }
 
 
 def warn_of_unknown(variables: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visual_search.cli.context import CliContext, echo_json, table
+from visual_search.cli.context import CliContext, complain, echo_json, table
 from visual_search.errors import ModelError, NoCatalogueError, UsageError
 
 if TYPE_CHECKING:
@@ -298,10 +298,9 @@ def _warn_of_another_table(settings: "Settings", model: "RegisteredModel") -> No
     except UsageError as error:
         makes = f"none: {error}"
     if makes != model.model_id:
-        typer.echo(
-            f"vsearch: the table of {model.name} makes {makes}; `vsearch extract` will refuse "
-            "until it is changed back",
-            err=True,
+        complain(
+            f"the table of {model.name} makes {makes}; `vsearch extract` will refuse until it is "
+            "changed back"
         )
 
 

@@ -22,9 +22,17 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _MAX_CONNECTIONS: Final = 2
 _CONNECT_TIMEOUT_S: Final = 10
+# A worker that is stopped, or cut off, in the middle of a transaction holds locks that all others
+# step around: its images would be nobody's. So long the server bears with it.
+_MAX_IDLE_S: Final = 30
 # SQLSTATEs of a server that is going away, starting, full, or that undid us for another's sake.
-_GONE: Final = frozenset({"57P01", "57P02", "57P03", "53300", "08000", "08003", "08006", "25006"})
+_GONE: Final = frozenset(
+    {"57P01", "57P02", "57P03", "53300", "08000", "08003", "08006", "25006", "25P03"}
+)
 _REPEAT: Final = frozenset({"40001", "40P01"})
+# What a password with an unescaped @ or / leaves in them; both are shown in messages.
+_NOT_OF_A_HOST: Final = frozenset("@")
+_NOT_OF_A_NAME: Final = frozenset("@:=")
 # A refused connection carries no SQLSTATE in psycopg2, only the server's words.
 _REFUSED: Final = (
     "password authentication failed",
@@ -76,15 +84,19 @@ class Database:
 
         Raises:
             DatabaseGoneError: The server does not answer, or answered no more; if that happened
-                at the end of the block, whether the commit took place is not known.
+                at the end of the block, whether the commit took place is not known. Or it undid
+                the transaction for another's sake, such as in a deadlock.
             SettingsError: The server refuses these credentials.
             SchemaError: The tables are not there.
         """
         try:
             with self._engine.begin() as connection:
                 connection.execute(
-                    text("SELECT set_config('search_path', :path, true)"),
-                    {"path": f"{quoted(self.schema)}, public"},
+                    text("""
+                        SELECT set_config('search_path', :path, true),
+                               set_config('idle_in_transaction_session_timeout', :idle, true)
+                    """),
+                    {"path": f"{quoted(self.schema)}, public", "idle": f"{_MAX_IDLE_S}s"},
                 )
                 yield connection
         except (DBAPIError, PoolTimeoutError) as error:
@@ -118,9 +130,6 @@ class Database:
                 if time.monotonic() + pause_s > min(deadline, self._patience_ends):
                     raise
                 log.warning("database_away", error=str(error), again_in_s=round(pause_s, 1))
-            except DBAPIError as error:
-                if sqlstate(error) not in _REPEAT or time.monotonic() > deadline:
-                    raise
             time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
             pause_s = min(pause_s * 2, 5)
 
@@ -149,6 +158,10 @@ class Database:
         ):
             raise SettingsError(
                 f"the database {self.place} refuses: {_plain(words)}; check VSEARCH_DATABASE_URL"
+            ) from None
+        if state in _REPEAT:
+            raise DatabaseGoneError(
+                f"the database {self.place} undid a transaction: {_plain(words)}"
             ) from None
         if (
             state in _GONE
@@ -232,6 +245,11 @@ def _checked(url: str | URL) -> URL:
     if parsed.drivername not in ("postgres", "postgresql", "postgresql+psycopg2"):
         raise SettingsError(
             f"VSEARCH_DATABASE_URL speaks {parsed.drivername!r}, only postgresql:// is supported"
+        )
+    if _NOT_OF_A_HOST & set(parsed.host or "") or _NOT_OF_A_NAME & set(parsed.database or ""):
+        raise SettingsError(
+            "VSEARCH_DATABASE_URL cannot be taken apart; in its user and password write special "
+            "characters as %40 (@), %2F (/) and %3A (:)"
         )
     return parsed.set(drivername="postgresql+psycopg2")
 

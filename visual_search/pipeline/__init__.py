@@ -153,8 +153,7 @@ def _precision(database: Database, settings: Settings, name: str) -> Literal["fp
     asked = settings.embed.precision
     if asked != "auto":
         return asked
-    with database.transaction() as connection:
-        active = registry.active(connection, name)
+    active = database.run(lambda connection: registry.active(connection, name))
     if active is not None:
         return active.spec.precision
     from visual_search import embed  # noqa: PLC0415 - imports torch
@@ -203,7 +202,7 @@ def _nothing_to_do(
     """The result of a run that need not start; no model is loaded to find out."""
 
     def step(connection: Connection) -> tuple[int, claim.Outlook]:
-        claim.rescue_images(connection, model.model_key)
+        claim.rescue_images(connection, model.model_key, lease_s=settings.extract.lease_s)
         return (
             status.count_claimable(connection, model.model_key),
             claim.outlook(connection, model.model_key),

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Final
 from urllib.parse import urlsplit
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from visual_search.database.connection import Database
 from visual_search.errors import FailureRateError
@@ -60,12 +60,16 @@ class FailureRate:
     def _has_other_hosts(self, database: Database) -> bool:
         """Asked once, for the first host that fails: without other hosts it reads every image."""
         if self._others is None:
-            with database.transaction() as connection:
-                self._others = connection.execute(
-                    text("SELECT EXISTS (SELECT FROM images WHERE host <> ALL(:hosts))"),
-                    {"hosts": list(self._hosts)},
-                ).scalar_one()
+            self._others = database.run(self._find_other_hosts)
         return self._others
+
+    def _find_other_hosts(self, connection: Connection) -> bool:
+        return bool(
+            connection.execute(
+                text("SELECT EXISTS (SELECT FROM images WHERE host <> ALL(:hosts))"),
+                {"hosts": list(self._hosts)},
+            ).scalar_one()
+        )
 
     def _error(self, verb: str) -> FailureRateError:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self._failures.most_common())

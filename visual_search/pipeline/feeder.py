@@ -200,10 +200,7 @@ class Feeder:
             await self._pause(min(max(soon, 0.05), _POLL_S))
             if outlook.lease_ends_in_s is not None:
                 # Another worker may give images back at any moment: look, and wait on.
-                rescued = await self._in_database(
-                    lambda connection: claim.rescue_images(connection, self._model.model_key)
-                )
-                if rescued:
+                if await self._in_database(self._rescue):
                     return True
         return False
 
@@ -283,7 +280,7 @@ class Feeder:
             rows = min(rows, self._left)
 
         def step(connection: Connection) -> tuple[list[ClaimedImage], bool]:
-            claim.rescue_images(connection, self._model.model_key)
+            self._rescue(connection)
             if shard is None:
                 claim.open_lease(
                     connection,
@@ -311,6 +308,14 @@ class Feeder:
         if images:
             self._count(shard, token, len(images))
         return images
+
+    def _rescue(self, connection: Connection) -> int:
+        return claim.rescue_images(
+            connection,
+            self._model.model_key,
+            lease_s=self._settings.extract.lease_s,
+            own_run=self._run_id,
+        )
 
     def _count(self, shard: OpenShard | None, token: LeaseToken, rows: int) -> None:
         if shard is None:

@@ -213,17 +213,15 @@ class Recorder:
             spec=self._model.spec.to_json(),
         )
 
-        def step(connection: Connection) -> None:
-            if record.shard_state(connection, writer.shard_id) is None:
-                record.begin_shard(
-                    connection,
-                    shard_id=writer.shard_id,
-                    model_key=self._model.model_key,
-                    uri=writer.uri,
-                    run_id=self._run_id,
-                )
-
-        self._in_database(step)
+        self._in_database(
+            lambda connection: record.begin_shard(
+                connection,
+                shard_id=writer.shard_id,
+                model_key=self._model.model_key,
+                uri=writer.uri,
+                run_id=self._run_id,
+            )
+        )
         return writer
 
     def _record_without_vector(self, shard: OpenShard) -> None:
@@ -231,8 +229,15 @@ class Recorder:
         if not shard.failures and not shard.postponed:
             return
 
+        tries: list[str] = []
+
         def step(connection: Connection) -> None:
+            # The lease first: it waits for an earlier try of whose COMMIT the reply was lost.
             claim.lock_lease(connection, shard.token)
+            if any(record.took_place(connection, earlier) for earlier in tries):
+                # Some of the images may even have been claimed again, under the same lease.
+                return
+            tries.append(record.transaction_id(connection))
             record.postpone_images(
                 connection,
                 token=shard.token,
@@ -304,12 +309,19 @@ class Recorder:
         return step
 
     def _fence(self, shard: OpenShard, error: FencedError) -> None:
-        """Another worker owns the images: nothing of this shard may count."""
+        """The images or the shard were taken from this worker: nothing of it may count."""
         log.warning("shard_given_up", lease=str(shard.token), rows=len(shard.rows), why=str(error))
         writer = shard.writer
         if writer is not None:
             writer.discard()
-            self._in_database(lambda connection: record.abandon_shard(connection, writer.shard_id))
+
+        def step(connection: Connection) -> None:
+            if writer is not None:
+                record.abandon_shard(connection, writer.shard_id)
+            # Where gc took the shard alone, the images are still claimed, and no image's fault.
+            claim.close_lease(connection, shard.token)
+
+        self._in_database(step)
         shard.closed = True
         self._forget(shard)
         self._on_closed()
