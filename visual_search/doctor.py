@@ -105,10 +105,11 @@ def _dns(database: Database | None) -> Finding:
         return Finding(subject="DNS", ok=True, detail="not tried: no image to look up a host of")
     try:
         socket.getaddrinfo(host, 443)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
+        words = error.strerror if isinstance(error, OSError) else "no host name"
         return Finding(
             subject="DNS",
             ok=False,
-            detail=f"cannot look up {host} ({error.strerror}); check this machine's resolver",
+            detail=f"cannot look up {host} ({words}); check this machine's resolver",
         )
     return Finding(subject="DNS", ok=True, detail=f"looks up {host}")

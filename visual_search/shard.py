@@ -53,15 +53,17 @@ def prepare_output(folder: Path, catalogue_id: UUID) -> None:
         UsageError: It holds the vectors of another catalogue; image ids would be mixed up.
     """
     marker = folder / FOLDER_MARKER
+    probe = folder / f".{FOLDER_MARKER}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{FOLDER_MARKER}.{os.getpid()}"
         probe.write_text(json.dumps({"catalogue_id": str(catalogue_id)}) + "\n")
         if marker.exists():
             probe.unlink()
         else:
             probe.replace(marker)
     except OSError as error:
+        with suppress(OSError):
+            probe.unlink()
         raise StorageError(
             f"cannot write vectors to {folder}: {_words(error)}; --output names another folder"
         ) from error

@@ -1,9 +1,9 @@
 """Rows → tables: chunks of an import, each in one transaction."""
 
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from typing import Final, cast
 
@@ -18,6 +18,8 @@ from visual_search.database.connection import Database
 from visual_search.database.schema import SEEDING_LOCK
 
 MAX_LISTED_BAD_ROWS: Final = 1_000
+# Chunks in the database's hands at a time; each takes a connection, and a process has two.
+_STORING: Final = 2
 # Imports and removals take turns, chunk by chunk: they touch the same rows in any order.
 CATALOGUE_LOCK: Final = 0x76_73_65_64
 
@@ -94,16 +96,18 @@ def import_images(
         DatabaseGoneError: The database was away for too long; what was stored before stays.
     """
     bad, tally = BadRows(), _Tally()
-    storing: Future[_Tally] | None = None
-    # Postgres works in a process of its own: the next chunk is read meanwhile.
-    with ThreadPoolExecutor(1, "catalog-store") as executor:
+    storing: deque[Future[_Tally]] = deque()
+    # Postgres works in processes of its own: one stores a chunk, another takes in the next, and
+    # the one after that is read here meanwhile.
+    with ThreadPoolExecutor(_STORING, "catalog-store") as executor:
         for chunk in chunks(source.rows, bad.add):
-            if storing is not None:
-                tally = storing.result()
+            if len(storing) == _STORING:
+                tally = storing.popleft().result()
                 on_progress(tally.rows, bad.count)
-            storing = executor.submit(_store_after, database, tally, chunk)
-    if storing is not None:
-        tally = storing.result()
+            before = storing[-1] if storing else _already(tally)
+            storing.append(executor.submit(_store_after, database, before, chunk))
+    for stored in storing:
+        tally = stored.result()
         on_progress(tally.rows, bad.count)
     return Imported(
         rows=tally.rows,
@@ -116,14 +120,28 @@ def import_images(
     )
 
 
-def _store_after(database: Database, before: _Tally, chunk: Chunk) -> _Tally:
-    done = database.run(partial(_store, chunk=chunk))
+def _already(tally: _Tally) -> Future[_Tally]:
+    future: Future[_Tally] = Future()
+    future.set_result(tally)
+    return future
+
+
+def _store_after(database: Database, before: Future[_Tally], chunk: Chunk) -> _Tally:
+    """Store a chunk once the one before it is stored: of equal keys the last one wins."""
+
+    def step(connection: Connection) -> _Tally:
+        _copy(connection, chunk)
+        wait((before,))
+        # If that failed nothing may be stored after it, and the error is raised below.
+        return _Tally() if before.exception() else _store(connection, chunk)
+
+    done, earlier = database.run(step), before.result()
     return _Tally(
-        rows=before.rows + chunk.rows,
-        new=before.new + done.new,
-        updated=before.updated + done.updated,
-        products_new=before.products_new + done.products_new,
-        products_updated=before.products_updated + done.products_updated,
+        rows=earlier.rows + chunk.rows,
+        new=earlier.new + done.new,
+        updated=earlier.updated + done.updated,
+        products_new=earlier.products_new + done.products_new,
+        products_updated=earlier.products_updated + done.products_updated,
     )
 
 
@@ -134,7 +152,8 @@ def copy(connection: Connection, table: str, content: bytes) -> None:
     driver = cast("psycopg2.extensions.connection", connection.connection.driver_connection)
     try:
         with driver.cursor() as cursor:
-            cursor.copy_expert(statement, BytesIO(content), 1 << 20)
+            # In one piece: while the next rows are read, each piece waits for the interpreter.
+            cursor.copy_expert(statement, BytesIO(content), len(content) + 1)
     except psycopg2.Error as error:
         # By the name under which all other statements' errors come.
         raise DBAPIError.instance(
@@ -166,7 +185,7 @@ def look_up_by_index(connection: Connection) -> None:
 
 
 def _store(connection: Connection, chunk: Chunk) -> _Tally:
-    _copy(connection, chunk)
+    """Bring the tables up to a chunk that `_copy` has taken in."""
     lock_catalogue(connection)
     look_up_by_index(connection)
     newest = connection.execute(text("SELECT coalesce(max(image_id), 0) FROM images")).scalar_one()

@@ -41,6 +41,9 @@ _REFUSED: Final = (
     "authentication failed",
     'role "',
     'database "',
+    "invalid connection option",
+    "invalid port number",
+    "invalid sslmode value",
 )
 
 

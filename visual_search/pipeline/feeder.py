@@ -198,10 +198,12 @@ class Feeder:
             if outlook.due_in_s is not None and outlook.due_in_s <= 0:
                 return True
             await self._pause(min(max(soon, 0.05), _POLL_S))
-            if outlook.lease_ends_in_s is not None:
-                # Another worker may give images back at any moment: look, and wait on.
-                if await self._in_database(self._rescue):
-                    return True
+            if outlook.lease_ends_in_s is None:
+                continue
+            # Another worker may give images back at any moment: look, and wait on.
+            rescued = await self._in_database(self._rescue)
+            if rescued:
+                return True
         return False
 
     async def _pause(self, seconds: float) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from visual_search import claim, record
 from visual_search.database.connection import Database
 from visual_search.database.schema import ShardState
-from visual_search.errors import FailureRateError, FencedError
+from visual_search.errors import FailureRateError, FencedError, StorageError
 from visual_search.images import (
     ClaimedImage,
     EmbeddedImage,
@@ -275,8 +275,7 @@ class Recorder:
             if shard.writer is None:
                 self._in_database(lambda connection: claim.close_lease(connection, shard.token))
             else:
-                with self._core_time.measured("write"):
-                    written = shard.writer.finish()
+                written = self._finish(shard.writer)
                 self._in_database(self._commit(shard, written))
                 self.done += written.rows
                 self.shards += 1
@@ -286,6 +285,17 @@ class Recorder:
             return
         self._forget(shard)
         self._on_closed()
+
+    def _finish(self, writer: ShardWriter) -> WrittenShard:
+        try:
+            with self._core_time.measured("write"):
+                return writer.finish()
+        except StorageError as error:
+            # gc may have deleted the file while this process slept for longer than its lease.
+            state = self._in_database(lambda c: record.shard_state(c, writer.shard_id))
+            if state is not ShardState.WRITING:
+                raise FencedError(f"shard {writer.shard_id} is {state or 'gone'}") from error
+            raise
 
     def _commit(self, shard: OpenShard, written: WrittenShard) -> Callable[[Connection], None]:
         def step(connection: Connection) -> None:
