@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?=
+# Tests mostly wait for processes they started, so files of tests run side by side.
+PARALLEL := --numprocesses auto --dist loadfile
 
 BIN := $(VENV)/bin
 # Stamps: written when an installation is complete, so that one cut short is made again.
@@ -27,7 +29,7 @@ demo: $(RUNTIME) ## draw a small catalogue, run the real pipeline on it, write a
 	@$(BIN)/python -m visual_search demo
 
 test: $(DEVELOP) ## run the tests, but for those that take minutes
-	@$(BIN)/python -m pytest -m 'not long' $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -m 'not long' $(PARALLEL) $(PYTEST_FLAGS)
 
 test-long: $(DEVELOP) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m long --timeout 1800 $(PYTEST_FLAGS)

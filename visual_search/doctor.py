@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from visual_search import catalog, models, record, status
 from visual_search.database import migrate
 from visual_search.database.connection import Database, open_database
-from visual_search.errors import NoCatalogueError, RunError, UsageError
+from visual_search.errors import RunError, SchemaError, UsageError
 from visual_search.models import registry, weights
 from visual_search.settings import Settings
 from visual_search.shard import output_folder, prepare_output
@@ -43,9 +43,8 @@ def examine(settings: Settings, names: Sequence[str]) -> Iterator[Finding]:
                 detail=f"{found}, {status.count_images(database):,} images",
             )
         except RunError as error:
-            if isinstance(error, NoCatalogueError):
-                database = None
-            yield Finding(subject="schema" if database else "database", ok=False, detail=str(error))
+            subject = "schema" if isinstance(error, SchemaError) else "database"
+            yield Finding(subject=subject, ok=False, detail=str(error))
             database = None
         yield _output(settings, database)
         yield from _models(settings, database, names)

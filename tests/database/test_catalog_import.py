@@ -28,6 +28,12 @@ HOSTILE = st.text(
 )
 
 
+def stored(connection: Connection, chunk: Chunk) -> store._Tally:
+    """A chunk as an import stores it, in a transaction that the test keeps open."""
+    store._copy(connection, chunk)
+    return store._store(connection, chunk)
+
+
 def source(
     names: Sequence[str], rows: Sequence[Sequence[Any]], columns: Columns | None = None
 ) -> Source:
@@ -333,7 +339,7 @@ def test_imports_of_the_same_rows_at_once_take_turns(
     mine, theirs = urls(0, 200), urls(100, 300)[:: -1 if backwards else 1]
     with another(database_url) as other:
         with database.transaction() as first:
-            assert store._store(first, chunk_of(("image_url",), mine)).new == 200
+            assert stored(first, chunk_of(("image_url",), mine)).new == 200
             second = blocked(database_url, lambda: import_rows(other, ("image_url",), theirs))
         found = second.result(30)
     assert (found.new, found.unchanged, found.products_new) == (100, 100, 100)
@@ -365,7 +371,7 @@ def test_an_image_of_an_open_import_is_not_missed_by_seeding(
                 return claim.seed_images(connection, model_key)
 
         with database.transaction() as importer:
-            store._store(importer, chunk_of(("image_url",), urls(1, 4)))
+            stored(importer, chunk_of(("image_url",), urls(1, 4)))
             seeding = blocked(database_url, seed)
         assert seeding.result(30) == 4
 
@@ -421,6 +427,6 @@ def test_a_small_import_does_not_read_a_large_catalogue(database: Database) -> N
     """With the planner's statistics from before there was anything in it."""
     import_rows(database, ("image_url",), urls(0, 50_000))
     with database.transaction() as connection:
-        store._store(connection, chunk_of(("image_url",), urls(40_000, 51_000)))
+        stored(connection, chunk_of(("image_url",), urls(40_000, 51_000)))
         for table in ("images", "products", "product_images"):
             assert rows_scanned(connection, table) == 0, table

@@ -13,6 +13,7 @@ from tests.database.test_catalog_import import (
     rows_scanned,
     select,
     source,
+    stored,
     urls,
 )
 from tests.database.test_claim import open_lease, take
@@ -25,7 +26,6 @@ from visual_search.catalog import (
     preview_removal,
     removal,
     remove_images,
-    store,
 )
 from visual_search.catalog.chunk import chunks
 from visual_search.catalog.rows import BadRow
@@ -297,7 +297,7 @@ def test_an_image_that_gets_another_url_meanwhile_stays(
                 source(("photo", "image_url"), [("a", H.format("new"))], columns).rows,
                 lambda _bad: None,
             )
-            store._store(importing, chunk)
+            stored(importing, chunk)
             removing = blocked(database_url, lambda: remove(other, H.format("old")))
         assert removing.result(30) == Removed(rows=1, unknown=1)
     assert keys(database) == {"a"}

@@ -1,5 +1,6 @@
 """Wrong uses: one clear sentence with the way out, and the right exit code."""
 
+import re
 import socket
 import struct
 import threading
@@ -157,7 +158,8 @@ def test_an_unknown_variable_only_warns(place: Workplace) -> None:
 def test_all_urls_failing(place: Workplace) -> None:
     add_urls(place.database, [f"http://127.0.0.1:9/{n}.jpg" for n in range(30)])
     said = sentence(place.vsearch("extract", "--model", "tiny"), 3)
-    assert "30 of 30 images failed" in said
+    # Not all were tried: a host that only fails is left alone.
+    assert re.search(r"(1\d) of \1 images failed", said)
     assert "vsearch failures list" in said
 
 
