@@ -831,6 +831,26 @@ def test_no_message_traceback_or_log_tells_a_secret(
         assert "SECRET" not in text
 
 
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("answer", ["nobody listens", "HTTP/1.1 407 SECRET\r\n\r\n", "SECRET\r\n"])
+def test_a_proxy_that_fails_tells_neither_its_password_nor_a_hosts_header(
+    server: ImageServer, capsys: pytest.CaptureFixture[str], answer: str
+) -> None:
+    server.raw("/a.jpg", answer)
+    port = 9 if answer == "nobody listens" else server.port
+    with structlog.testing.capture_logs() as logs:
+        error = failure(
+            "http://127.0.0.1/a.jpg?SECRET",
+            proxy=f"http://me:SECRET@127.0.0.1:{port}",
+            headers={"127.0.0.1": {"Authorization": "Bearer SECRET"}},
+        )
+    shown = capsys.readouterr()
+    told = "".join(traceback.format_exception(error))
+    assert error.reason is not FailureReason.BLOCKED_ADDRESS
+    for text in (told, repr(error), error.detail, repr(logs), shown.out, shown.err):
+        assert "SECRET" not in text
+
+
 def test_other_retries_of_this_process_tell_no_secret_either() -> None:
     (hook,) = get_on_retry_hooks()
     details = RetryDetails(

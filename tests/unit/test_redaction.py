@@ -2,7 +2,7 @@
 
 import pytest
 
-from visual_search.redaction import mask_dsn, printable, redact_url
+from visual_search.redaction import mask_dsn, printable, redact_url, redact_urls
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,26 @@ def test_text_is_one_printable_line_of_limited_length() -> None:
     assert printable("größe 尺寸") == "größe 尺寸"
     assert printable("x" * 10, limit=4) == "xxxx…"
     assert len(redact_url("http://h/" + "x" * 9_000)) <= 301
+
+
+def test_text_without_a_limit_is_shown_whole() -> None:
+    assert printable("x" * 9_000 + "\n", None) == "x" * 9_000 + "\\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no URL here", "no URL here"),
+        ("url='https://me:secret@h/a?sig=secret'", "url='https://h/a?…'"),
+        ('"HTTPS://h/a?secret" and <http://h/b#secret>', '"https://h/a?…" and <http://h/b>'),
+        ("a\n  http://h/?secret\nb", "a\n  http://h/?…\nb"),
+        ("postgresql://me:secret@db/shop", "postgresql://db/shop"),
+        ("s3://key:secret@bucket/v", "s3://bucket/v"),
+        ("http://h:secret/", "'http': unreadable URL"),
+    ],
+)
+def test_urls_inside_a_text_are_shown_like_others(text: str, shown: str) -> None:
+    assert redact_urls(text) == shown
 
 
 @pytest.mark.parametrize(

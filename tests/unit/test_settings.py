@@ -248,6 +248,11 @@ def test_database_url_of_a_wrong_type_is_not_shown(tmp_path: Path, line: str) ->
         f"mysql://me:{SECRET}@db/shop",
         f"postgresql://me:{SECRET}@db:port/shop",
         f"host=db password={SECRET}",
+        # What SQLAlchemy takes apart in another way than was meant, and would show as a host or
+        # as a name.
+        f"postgresql://me:{SECRET}@{SECRET}@db/shop",
+        f"postgresql://m/e:{SECRET}@db/shop",
+        f"postgresql://db/shop password={SECRET}",
     ],
 )
 def test_database_url_that_cannot_be_used_is_refused_without_its_password(
@@ -291,6 +296,10 @@ def test_shown_settings_hold_no_secret(tmp_path: Path) -> None:
         f"""
         database_url = "postgresql://me:{SECRET}@db:6432/shop?sslmode=require"
         output = "s3://key:{SECRET}@vectors/shop"
+        [download]
+        proxy = "http://me:{SECRET}@proxy.example:3128"
+        [download.headers."cdn.example"]
+        Authorization = "Bearer {SECRET}"
         [weights]
         mirror = "https://mirror.example/w?token={SECRET}"
         [models.shoes]
@@ -301,11 +310,33 @@ def test_shown_settings_hold_no_secret(tmp_path: Path) -> None:
     settings = load_settings(file)
     shown = settings.shown()
     assert SECRET not in json.dumps(shown)
-    assert SECRET not in repr(settings.database_url)
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings)
+    for group in (settings.database_url, settings.download, settings.weights, settings.models):
+        assert SECRET not in repr(group)
+    assert shown["download"]["proxy"] == "http://proxy.example:3128"
     assert shown["database_url"] == "postgresql://me:***@db:6432/shop?sslmode=require"
     assert shown["output"] == "s3://vectors/shop"
     assert settings.database_url is not None
     assert SECRET in settings.database_url.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        f"me:{SECRET}@proxy:3128",
+        f"socks5://me:{SECRET}@proxy",
+        # A password with an unescaped / makes a host and a port of what stands before it.
+        f"http://me:1/{SECRET}@proxy:3128",
+        f"http://me:{SECRET}?@proxy",
+        f"http://proxy {SECRET}",
+    ],
+)
+def test_a_proxy_that_is_none_is_refused_without_its_password(proxy: str, tmp_path: Path) -> None:
+    message = complaint(config(tmp_path, f"[download]\nproxy = {json.dumps(proxy)}"))
+    assert "setting 'download.proxy'" in message
+    assert "http://host:port" in message
+    assert SECRET not in message
 
 
 def test_shown_settings_name_every_setting_as_the_file_does() -> None:
