@@ -1,5 +1,6 @@
 """Fixtures that every test may use: a real Postgres, a real image server, the shared data."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,11 @@ from sqlalchemy.engine import URL
 from tests.server import ImageServer
 from visual_search.database import embedded, migrate
 from visual_search.database.connection import Database, quoted
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Side by side, each with a thread for every core, they would wait for each other. It is read
+    # when torch is first imported, here and in the processes that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 TEMPLATE = "vsearch_template"

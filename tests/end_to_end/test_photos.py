@@ -100,6 +100,7 @@ def test_vectors_equal_the_reference(place: Workplace, shared_data: Path, precis
     assert np.median(found) >= middle
 
 
+@pytest.mark.long
 def test_bf16_arithmetic_stays_within_its_tolerance(
     place: Workplace, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
