@@ -1,0 +1,46 @@
+"""Catalogues as large as real ones, made by the database itself."""
+
+from sqlalchemy import text
+
+from tests.catalogue import make_model
+from visual_search.database.connection import Database
+from visual_search.images import ModelKey
+
+_AT_ONCE = 100_000
+
+
+def add_many_images(database: Database, count: int) -> None:
+    """Add `count` images that nobody will ask for."""
+    for start in range(0, count, _AT_ONCE):
+        with database.transaction() as connection:
+            connection.execute(
+                text("""
+                    INSERT INTO images (image_key, key_hash, url, host)
+                    SELECT url, substring(sha256(convert_to(url, 'UTF8')) FOR 16), url, 'h.test'
+                    FROM (SELECT 'http://h.test/' || n || '.jpg' AS url
+                          FROM generate_series(CAST(:first AS bigint), :last) AS n) AS u
+                """),
+                {"first": start + 1, "last": min(start + _AT_ONCE, count)},
+            )
+
+
+def seed_many(database: Database, count: int) -> ModelKey:
+    """A model to which `count` images are pending."""
+    model_key = make_model(database)
+    add_many_images(database, count)
+    with database.transaction() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO extractions (model_key, image_id)
+                SELECT :model_key, image_id FROM images ORDER BY image_id
+            """),
+            {"model_key": model_key},
+        )
+        connection.execute(text("UPDATE models SET seeded_to = (SELECT max(image_id) FROM images)"))
+    return model_key
+
+
+def analyze(database: Database) -> None:
+    """Let the planner know what is there now."""
+    with database.transaction() as connection:
+        connection.execute(text("ANALYZE images, extractions, leases, shards"))
