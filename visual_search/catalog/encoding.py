@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii
@@ -13,7 +13,7 @@ from uuid import UUID
 from visual_search.catalog.rows import RefusedRowError
 from visual_search.redaction import printable
 
-_NUMBER: Final = re.compile(r"(?:-(?=[0-9.]*[1-9]))?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+_is_number: Final = re.compile(r"(?:-(?=[0-9.]*[1-9]))?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?").fullmatch
 _MAX_NUMBER_CHARS: Final = 16
 _FIRST_OF_NUMBER: Final = frozenset("-0123456789")
 _BOOLEANS: Final = {
@@ -29,8 +29,10 @@ _REMEMBERED_CELLS: Final = 4_096
 _NO_JSON: Final = (TypeError, ValueError, OverflowError)
 
 
-def cell_encoder(names: Iterable[str]) -> Callable[[Iterable[str]], str | None]:
-    """Encode rows of text cells, one for each name.
+def cell_encoder(
+    names: Iterable[str],
+) -> Callable[[Sequence[Sequence[str]]], Iterable[str | None]]:
+    """Encode columns of text cells, one column for each name.
 
     Text files know no types, so a cell's own form decides, and the same cell is always the same
     value: plain decimal numbers of up to 16 characters (`12.50`, not `007`, `1e3` or `+1`) are
@@ -38,15 +40,19 @@ def cell_encoder(names: Iterable[str]) -> Callable[[Iterable[str]], str | None]:
     cell is no attribute; everything else is text.
 
     Returns:
-        A function from cells to an object in JSON, `None` if all cells are empty.
+        A function from columns to one object in JSON for each row, `None` if its cells are empty.
     """
-    members = [_Members(name) for name in names]
+    known = [_Members(name) for name in names]
 
-    def encode(cells: Iterable[str]) -> str | None:
-        given = ",".join(
-            [column[cell] for column, cell in zip(members, cells, strict=True) if cell]
-        )
-        return f"{{{given}}}" if given else None
+    def encode(columns: Sequence[Sequence[str]]) -> Iterable[str | None]:
+        members = [
+            [member_of[cell] for cell in column]
+            for member_of, column in zip(known, columns, strict=True)
+        ]
+        rows: Iterable[Iterable[str]] = zip(*members, strict=True)
+        if any("" in column for column in columns):
+            rows = (filter(None, row) for row in rows)
+        return (f"{{{given}}}" if given else None for given in map(",".join, rows))
 
     return encode
 
@@ -60,9 +66,13 @@ class _Members(dict[str, str]):
     def __init__(self, name: str) -> None:
         super().__init__()
         self._head = f"{_encode(name)}:"
+        self[""] = ""
 
     def __missing__(self, cell: str) -> str:
-        member = self._head + _literal(cell)
+        if cell[0] in _FIRST_OF_NUMBER and len(cell) <= _MAX_NUMBER_CHARS and _is_number(cell):
+            member = self._head + cell
+        else:
+            member = self._head + (_BOOLEANS.get(cell) or encode_basestring_ascii(cell))
         if len(self) < _REMEMBERED_CELLS:
             self[cell] = member
         return member
@@ -124,12 +134,6 @@ def _plain(value: object) -> object:
 
 _encode: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain).encode
 _decode: Final = json.JSONDecoder(parse_constant=_no_constant).decode
-
-
-def _literal(cell: str) -> str:
-    if cell[0] in _FIRST_OF_NUMBER and len(cell) <= _MAX_NUMBER_CHARS and _NUMBER.fullmatch(cell):
-        return cell
-    return _BOOLEANS.get(cell) or encode_basestring_ascii(cell)
 
 
 def _finite(value: Any) -> Any:

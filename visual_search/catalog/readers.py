@@ -6,12 +6,11 @@ import gzip
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain, islice
-from operator import itemgetter
+from itertools import chain, islice, repeat
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, BinaryIO, Final, cast
@@ -28,6 +27,8 @@ STDIN: Final = "-"
 # A longer line is cut here, and is bad for the one or the other reason.
 _MAX_LINE_BYTES: Final = 4_000_000
 _PARQUET_ROWS: Final = 4_096
+# Rows of text cells encoded together; few, since a row can be large.
+_ROWS_AT_ONCE: Final = 64
 # So many lines of JSON are looked through for the names that later lines must know.
 _JSON_HEAD_LINES: Final = 100
 _MAX_NAMES_SHOWN: Final = 30
@@ -157,18 +158,11 @@ class _Picked:
             None if name is None else names.index(name) for name in wanted
         )
         # A column without a name (an index that pandas wrote) cannot be an attribute.
-        positions = [n for n, name in enumerate(names) if name and name not in wanted]
-        self.names = [names[n] for n in positions]
-        self.attributes = _cells_at(positions)
+        self.positions = [n for n, name in enumerate(names) if name and name not in wanted]
+        self.names = [names[n] for n in self.positions]
 
 
 _OPTIONS: Final = ("--url-column", "--image-key-column", "--product-id-column")
-
-
-def _cells_at(positions: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    if len(positions) > 1:
-        return itemgetter(*positions)
-    return lambda cells: [cells[n] for n in positions]
 
 
 def _missing_column(name: str, option: str, there: Iterable[str], source: str) -> UsageError:
@@ -237,29 +231,51 @@ def _delimited(file: IO[bytes], delimiter: str, columns: Columns, name: str) -> 
 
 
 def _delimited_rows(reader: Any, picked: _Picked) -> Rows:
-    width, url, key, product = picked.width, picked.url, picked.image_key, picked.product_id
-    attributes, encode = picked.attributes, cell_encoder(picked.names)
+    block = _Cells(picked)
     while True:
         # A record may span lines: it begins one after the end of the record before.
         line = reader.line_num + 1
         try:
             for cells in reader:
-                if len(cells) == width:
-                    yield Record(
-                        line,
-                        None if url is None else cells[url],
-                        None if key is None else cells[key],
-                        None if product is None else cells[product],
-                        encode(attributes(cells)),
-                    )
+                if len(cells) == picked.width:
+                    block.lines.append(line)
+                    block.rows.append(cells)
+                    if len(block.rows) == _ROWS_AT_ONCE:
+                        yield from block.records()
                 elif cells:
-                    reason = f"{len(cells)} cells, the header has {width}"
+                    yield from block.records()
+                    reason = f"{len(cells)} cells, the header has {picked.width}"
                     yield BadRow(line=line, reason=reason)
                 line = reader.line_num + 1
         except csv.Error as error:
+            yield from block.records()
             yield BadRow(line=line, reason=str(error))
         else:
+            yield from block.records()
             return
+
+
+class _Cells:
+    """Rows of text cells that become records together: by columns it takes half the time."""
+
+    def __init__(self, picked: _Picked) -> None:
+        self.lines: list[int] = []
+        self.rows: list[list[str]] = []
+        self._picked = picked
+        self._encode = cell_encoder(picked.names)
+
+    def records(self) -> Iterator[Record]:
+        """Those of the rows so far, which are forgotten."""
+        if not self.rows:
+            return
+        columns = list(zip(*self.rows, strict=True))
+        ids = (self._picked.url, self._picked.image_key, self._picked.product_id)
+        url, key, product = (repeat(None) if n is None else columns[n] for n in ids)
+        cells = [columns[n] for n in self._picked.positions]
+        attributes = self._encode(cells) if cells else repeat(None)
+        yield from map(Record, self.lines, url, key, product, attributes)
+        self.lines.clear()
+        self.rows.clear()
 
 
 def _jsonl(file: IO[bytes], columns: Columns, name: str) -> Rows:
@@ -337,6 +353,7 @@ class _Unreadable:
 
 def _table_rows(picked: _Picked, rows: Iterable[Sequence[Any]]) -> Rows:
     url, key, product = picked.url, picked.image_key, picked.product_id
+    attributes = list(zip(picked.positions, picked.names, strict=True))
     for number, cells in enumerate(rows, 1):
         try:
             yield Record(
@@ -344,7 +361,7 @@ def _table_rows(picked: _Picked, rows: Iterable[Sequence[Any]]) -> Rows:
                 None if url is None else cells[url],
                 None if key is None else _present(cells[key]),
                 None if product is None else cells[product],
-                encode_object(dict(zip(picked.names, picked.attributes(cells), strict=True))),
+                encode_object({name: cells[n] for n, name in attributes}),
             )
         except RefusedRowError as error:
             yield BadRow(line=number, reason=str(error))

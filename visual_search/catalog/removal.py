@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from visual_search.catalog.chunk import escaped, hash_of_key, in_order
+from visual_search.catalog.chunk import escaped, hash_of_key
 from visual_search.catalog.readers import Source
 from visual_search.catalog.rows import BadRow, Record, RefusedRowError, checked_id, checked_url
 from visual_search.catalog.store import BadRows, copy, lock_catalogue, look_up_by_index
@@ -53,10 +53,10 @@ class _Names:
         if record.image_key is None:
             url, _ = checked_url(record.url)
             hashed = hash_of_key(url)
-            self.lines[hashed] = f"{hashed}\t{escaped(url)}\n"
+            self.lines[hashed] = f"\\\\x{hashed}\t{escaped(url)}\n"
         else:
             hashed = hash_of_key(checked_id(record.image_key, "image key"))
-            self.lines[hashed] = f"{hashed}\t\\N\n"
+            self.lines[hashed] = f"\\\\x{hashed}\t\\N\n"
         self.rows += 1
 
 
@@ -180,7 +180,7 @@ def _copy(connection: Connection, names: _Names) -> None:
     One pass over all images takes longer than everything else: it comes before any lock.
     """
     connection.execute(text("TRUNCATE named, named_by_url"))
-    copy(connection, "named", in_order(names.lines.values()))
+    copy(connection, "named", sorted(names.lines.values()))
     connection.execute(text("ANALYZE named"))
     connection.execute(
         text("""

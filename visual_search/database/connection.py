@@ -12,6 +12,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool
 
 from visual_search.database import migrate
 from visual_search.errors import DatabaseGoneError, NoCatalogueError, SchemaError, SettingsError
@@ -47,6 +48,17 @@ _REFUSED: Final = (
 )
 
 
+_CONNECT_ARGS: Final = {
+    "connect_timeout": _CONNECT_TIMEOUT_S,
+    "application_name": "vsearch",
+    # Not what the environment says: URLs and attributes are any text.
+    "client_encoding": "utf8",
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
+
+
 class Database:
     """One process's access to the database: at most two connections, short transactions.
 
@@ -65,13 +77,7 @@ class Database:
             max_overflow=0,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args={
-                "connect_timeout": _CONNECT_TIMEOUT_S,
-                "application_name": "vsearch",
-                "keepalives_idle": 30,
-                "keepalives_interval": 10,
-                "keepalives_count": 3,
-            },
+            connect_args=_CONNECT_ARGS,
         )
 
     @property
@@ -108,9 +114,15 @@ class Database:
 
     @contextmanager
     def users_transaction(self) -> Iterator[Connection]:
-        """One read-only transaction as the user's own SQL expects it: with their search path."""
+        """One read-only transaction as the user's own SQL expects it: with their search path.
+
+        It has a connection to itself, since it lasts as long as whatever is done with its rows.
+        """
+        engine = create_engine(
+            self._url, poolclass=NullPool, hide_parameters=True, connect_args=_CONNECT_ARGS
+        )
         try:
-            with self._engine.begin() as connection:
+            with engine.begin() as connection:
                 connection.execute(text("SET TRANSACTION READ ONLY"))
                 yield connection
         except (DBAPIError, PoolTimeoutError) as error:
