@@ -99,7 +99,7 @@ def test_rows_come_through_a_pipe(place: Workplace) -> None:
     ) as process:
         out, _ = process.communicate('{"image_url": "http://h.test/1"}\n', timeout=100)
     assert process.returncode == 0
-    assert out.startswith("1 rows: 1 new images")
+    assert out.startswith("1 row: 1 new image")
 
 
 def test_a_query_reads_the_users_own_tables(place: Workplace) -> None:
@@ -111,7 +111,7 @@ def test_a_query_reads_the_users_own_tables(place: Workplace) -> None:
     ended = place.vsearch(
         "catalog", "import", "--query", sql, "--url-column", "url", "--image-key-column", "id"
     )
-    assert ended.out.startswith("1 rows: 1 new images"), ended
+    assert ended.out.startswith("1 row: 1 new image"), ended
     assert place.rows("SELECT image_key, url FROM images") == [("7", "http://h.test/7")]
     said = sentence(place.vsearch("catalog", "import", "--query", "DELETE FROM photos"))
     assert "must be one SELECT that only reads" in said
@@ -170,7 +170,7 @@ def test_a_removal_says_what_went_and_what_stays(place: Workplace) -> None:
     path = file(place, "gone.txt", *urls[:2], "http://h.test/unknown", "nonsense")
     foreseen = place.vsearch("catalog", "remove", path, "--dry-run")
     assert foreseen.code == 0, foreseen
-    assert foreseen.out.startswith("would remove 2 images and 0 products; 1 names are not in")
+    assert foreseen.out.startswith("would remove 2 images and 0 products; 1 name not in")
     assert "2 vectors of theirs stay" in foreseen.out
     assert foreseen.err.startswith(f"{path}:4: the URL does not begin with")
     removed = place.vsearch("catalog", "remove", path)

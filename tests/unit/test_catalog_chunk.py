@@ -1,13 +1,22 @@
-"""Chunks: rows taken together are what they would be one by one."""
+"""Chunks: rows taken as columns are what they are one by one."""
 
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 
-import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visual_search.catalog import chunk
-from visual_search.catalog.rows import BadRow, Record
+from visual_search.catalog.rows import (
+    BadRow,
+    Record,
+    RefusedRowError,
+    checked_attributes,
+    checked_id,
+    checked_url,
+)
+
+Row = tuple[object, object, object, str | None]
 
 URLS = st.sampled_from(
     (
@@ -17,63 +26,96 @@ URLS = st.sampled_from(
         "http://h.tes",
         "http://bücher.test/é.jpg",
         "http://h.test/back\\slash",
+        "http://h.test/" + "x" * 8_000,
+        "http://h.test/" + "x" * 9_000,
+        "http://user:secret@h.test/",
+        "http://-/",
         "ftp://h.test/",
         "http://h.test/\t",
+        "http://h.test/\ud800",
         "http:///no-host",
+        b"http://h.test/1.jpg",
         "",
         None,
         7,
     )
 )
-IDS = st.sampled_from((None, "", "a", "b\\", "tab\tid", "é", "x" * 2_001, "é" * 1_001, "\0", 7))
-ATTRIBUTES = st.sampled_from((None, '{"a":1}', '{"b":"\\u00e9"}', '{"c":"\\u0000"}', "{}"))
-ROWS = st.lists(
-    st.one_of(
-        st.tuples(URLS, IDS, IDS, ATTRIBUTES),
-        st.just(None),  # a row that its reader refused
-    ),
-    max_size=40,
+IDS = st.sampled_from(
+    (None, "", "a", "b\\", "tab\tid", "line\nid", "é", "x" * 2_001, "é" * 1_001, "\0", "\ud800", 7)
 )
+ATTRIBUTES = st.sampled_from(
+    (None, '{"a":1}', '{"b":"\\u00e9\\\\"}', '{"c":"\\u0000"}', '{"d":"\\ud800"}', "{}")
+)
+REFUSED_BY_READER = st.none()
+ROWS = st.lists(st.one_of(st.tuples(URLS, IDS, IDS, ATTRIBUTES), REFUSED_BY_READER), max_size=40)
+URLS_ONLY = st.lists(st.tuples(URLS, st.none(), st.none(), ATTRIBUTES), max_size=40)
 
 
-def collected(
-    rows: Sequence[tuple[object, object, object, str | None] | None],
-) -> tuple[list[chunk.Chunk], list[BadRow]]:
-    def numbered() -> Iterator[Record | BadRow]:
+def numbered(rows: Sequence[Row | None]) -> Iterator[Record | BadRow]:
+    for line, row in enumerate(rows, 1):
+        yield BadRow(line=line, reason="refused") if row is None else Record(line, *row)
+
+
+class OneByOne:
+    """What a chunk must hold, in the plainest way."""
+
+    def __init__(self, rows: Sequence[Row | None]) -> None:
+        self.bad: dict[int, str] = {}
+        self.images: dict[str, str] = {}
+        self.products: dict[str, str | None] = {}
+        self.links: set[tuple[str, str]] = set()
         for line, row in enumerate(rows, 1):
-            yield BadRow(line=line, reason="refused") if row is None else Record(line, *row)
+            try:
+                self._take(row)
+            except RefusedRowError as error:
+                self.bad[line] = str(error)
 
+    def _take(self, row: Row | None) -> None:
+        if row is None:
+            raise RefusedRowError("refused")
+        url, host = checked_url(row[0])
+        key = url if row[1] is None else checked_id(row[1], "image key")
+        product = chunk._product_id(row[2], key)
+        if row[3] is not None:
+            checked_attributes(row[3])
+        hashed = sha256(key.encode()).hexdigest()[:32]
+        fields = (chunk.escaped(key), rf"\\x{hashed}", chunk.escaped(url), chunk.escaped(host))
+        self.images[hashed] = "\t".join(fields) + "\n"
+        self.links.add((product, hashed))
+        if row[3] is not None or product not in self.products:
+            self.products[product] = row[3]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(ROWS, URLS_ONLY))
+def test_rows_taken_as_columns_are_what_they_are_one_by_one(rows: list[Row | None]) -> None:
     bad: list[BadRow] = []
-    return list(chunk.chunks(numbered(), bad.append)), bad
+    chunks = list(chunk.chunks(numbered(rows), bad.append))
+    expected = OneByOne(rows)
+    assert {row.line: row.reason for row in bad} == expected.bad
+    assert sum(taken.rows for taken in chunks) == len(rows) - len(bad)
+    if not chunks:
+        assert not expected.images
+        return
+    (taken,) = chunks
+    hashes, products = taken.hashes.to_pylist(), taken.product_ids.to_pylist()
+    assert hashes == sorted(hashes)
+    assert products == sorted(products, key=str.encode)
+    assert dict(zip(hashes, taken.images.to_pylist(), strict=True)) == expected.images
+    lines = {
+        product: f"{chunk.escaped(product)}\t{chunk.escaped(attributes or '{}')}\n"
+        for product, attributes in expected.products.items()
+    }
+    assert dict(zip(products, taken.products.to_pylist(), strict=True)) == lines
+    described = dict(zip(products, taken.described.to_pylist(), strict=True))
+    assert described == {name: said is not None for name, said in expected.products.items()}
+    linked = zip(taken.linked_products.to_pylist(), taken.linked_images, strict=True)
+    assert sorted((product, hashes[image]) for product, image in linked) == sorted(
+        (chunk.escaped(product), hashed) for product, hashed in expected.links
+    )
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(ROWS)
-def test_rows_taken_together_are_what_they_are_one_by_one(
-    monkeypatch: pytest.MonkeyPatch,
-    rows: list[tuple[object, object, object, str | None] | None],
-) -> None:
-    together = collected(rows)
-    with monkeypatch.context() as patched:
-        patched.setattr(chunk, "_ROWS_AT_ONCE", 1)
-        assert collected(rows) == together
-
-
-def test_bad_rows_are_handed_over_in_their_order() -> None:
-    good, bad = ("http://h.test/1", None, None, None), ("ftp://h.test/", None, None, None)
-    rows = [good, bad, None, good, bad, None] * 50
-    (taken,), refused = collected(rows)
-    assert [row.line for row in refused] == [n for n, row in enumerate(rows, 1) if row != good]
-    assert taken.rows == 100
-
-
-def test_a_url_without_a_path_is_not_taken_for_another_hosts() -> None:
-    rows = [(url, None, None, None) for url in ("http://h.co/1", "http://h.com", "http://h.co")]
-    (taken,), _ = collected(rows)
-    assert [line.split("\t")[3] for line in taken.images.values()] == [
-        "h.co\n",
-        "h.com\n",
-        "h.co\n",
-    ]
+def test_a_chunk_has_no_more_rows_than_its_limit() -> None:
+    rows = [(f"http://h.test/{n}", None, None, None) for n in range(chunk.MAX_ROWS + 1)]
+    chunks = list(chunk.chunks(numbered(rows), lambda _bad: None))
+    assert [taken.rows for taken in chunks] == [chunk.MAX_ROWS, 1]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
+import pyarrow as pa
 from sqlalchemy import Connection, text
 
 from visual_search.catalog.chunk import escaped, hash_of_key
@@ -180,7 +181,7 @@ def _copy(connection: Connection, names: _Names) -> None:
     One pass over all images takes longer than everything else: it comes before any lock.
     """
     connection.execute(text("TRUNCATE named, named_by_url"))
-    copy(connection, "named", sorted(names.lines.values()))
+    copy(connection, "named", pa.array(sorted(names.lines.values()), pa.string()))
     connection.execute(text("ANALYZE named"))
     connection.execute(
         text("""

@@ -1,11 +1,10 @@
 """What a row of a catalogue says, and why one is refused."""
 
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 MAX_URL_CHARS: Final = 8_192
@@ -104,41 +103,11 @@ def checked_url(url: object) -> tuple[str, str]:
         RefusedRowError: It is empty, too long, not http(s), or has control characters.
     """
     if type(url) is str and len(url) <= MAX_URL_CHARS and not _NEVER_IN_URLS.search(url):
+        # Without its path, a URL is one of few.
+        end = url.find("/", len("https://"))
         with suppress(ValueError):
-            return url, _host_of_origin(_origins((url,))[0])
+            return url, _host_of_origin(url if end < 0 else url[:end])
     raise RefusedRowError(_what_is_wrong(url))
-
-
-def checked_hosts(urls: Sequence[object]) -> list[str]:
-    """The hosts of many URLs.
-
-    Raises:
-        RefusedRowError: `checked_url` refuses one of them.
-    """
-    if are_plain(urls):
-        with suppress(ValueError):
-            return list(map(_host_of_origin, _origins(cast("Sequence[str]", urls))))
-    return [checked_url(url)[1] for url in urls]
-
-
-def _origins(urls: Sequence[str]) -> list[str]:
-    """URLs without their paths: few are different."""
-    ends = [url.find("/", len("https://")) for url in urls]
-    return [url if end < 0 else url[:end] for url, end in zip(urls, ends, strict=True)]
-
-
-def are_plain(texts: Sequence[object]) -> bool:
-    """Whether all are printable ASCII that is neither empty nor too long.
-
-    Nearly all are, and together this is seen at a fraction of what one by one takes.
-    """
-    try:
-        joined = "".join(cast("Sequence[str]", texts))
-    except TypeError:
-        return False
-    if not (joined.isascii() and joined.isprintable()):
-        return False
-    return all(texts) and max(map(len, cast("Sequence[str]", texts))) <= MAX_URL_CHARS
 
 
 def checked_id(value: object, name: str) -> str:
@@ -158,33 +127,19 @@ def checked_id(value: object, name: str) -> str:
     return value
 
 
-def checked_ids(values: Sequence[object], name: str) -> Sequence[str]:
-    """Many image keys or product ids as text.
+def checked_attributes(attributes: str) -> str:
+    """A JSON object in ASCII, as jsonb takes it.
 
     Raises:
-        RefusedRowError: `checked_id` refuses one of them.
+        RefusedRowError: It is too large, or has text that Postgres cannot hold.
     """
-    if are_plain(values):
-        return cast("Sequence[str]", values)
-    return [checked_id(value, name) for value in values]
-
-
-def check_attributes(documents: Sequence[str]) -> None:
-    """Look whether jsonb takes each of these JSON objects in ASCII.
-
-    Raises:
-        RefusedRowError: One is too large, or has text that Postgres cannot hold.
-    """
-    largest = max(map(len, documents), default=0)
-    if largest > MAX_ATTRIBUTES_BYTES:
+    if len(attributes) > MAX_ATTRIBUTES_BYTES:
         raise RefusedRowError(
-            f"the attributes have {largest:,} bytes, limit {MAX_ATTRIBUTES_BYTES:,}"
+            f"the attributes have {len(attributes):,} bytes, limit {MAX_ATTRIBUTES_BYTES:,}"
         )
-    together = "".join(documents)
-    # Most have neither escape; only the others are read in full.
-    suspicious = "\\ud" in together or "\\u0000" in together
-    if suspicious and not all(map(_STORABLE_JSON.fullmatch, documents)):
+    if not _STORABLE_JSON.fullmatch(attributes):
         raise RefusedRowError("an attribute has a NUL character or is not UTF-8")
+    return attributes
 
 
 def _what_is_wrong(url: object) -> str:  # noqa: PLR0911 - one for each thing that can be wrong

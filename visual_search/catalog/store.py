@@ -1,17 +1,19 @@
 """Rows → tables: chunks of an import, each in one transaction."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from typing import Final, cast
 
+import numpy as np
 import psycopg2
+import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from visual_search.catalog.chunk import Chunk, chunks, escaped, linked
+from visual_search.catalog.chunk import Chunk, Mask, Positions, chunks, joined
 from visual_search.catalog.readers import Source
 from visual_search.catalog.rows import BadRow
 from visual_search.database.connection import Database
@@ -24,6 +26,9 @@ CATALOGUE_LOCK: Final = 0x76_73_65_64
 PRODUCTS_LOCK: Final = CATALOGUE_LOCK + 1
 _IMAGE: Final = "(image_id, image_key, key_hash, url, host)"
 _PRODUCT: Final = "(product_id, attributes)"
+_LINK: Final = "(product_id, image_id)"
+# Each piece waits for the interpreter while the next rows are read: few, then.
+_COPIED_BYTES: Final = 8_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,16 +138,16 @@ def import_images(
     )
 
 
-def copy(connection: Connection, table: str, lines: Iterable[str]) -> None:
+def copy(connection: Connection, table: str, lines: pa.StringArray) -> None:
     """Fill a table from lines of COPY's text format."""
     # Not what the environment or the server has for an encoding.
     statement = f"COPY {table} FROM STDIN (ENCODING 'UTF8')"
-    content = "".join(lines).encode()
     driver = cast("psycopg2.extensions.connection", connection.connection.driver_connection)
+    # One after the other they lie in memory already.
+    content = pa.BufferReader(pa.concat_arrays([lines]).buffers()[2] or b"")
     try:
         with driver.cursor() as cursor:
-            # In one piece: while the next rows are read, each piece waits for the interpreter.
-            cursor.copy_expert(statement, BytesIO(content), len(content) + 1)
+            cursor.copy_expert(statement, content, _COPIED_BYTES)
     except psycopg2.Error as error:
         # By the name under which all other statements' errors come.
         raise DBAPIError.instance(
@@ -200,59 +205,91 @@ def _store(database: Database, chunk: Chunk, aside: Executor) -> _Tally:
 
 def _store_images(connection: Connection, chunk: Chunk) -> _Tally:
     look_up_by_index(connection)
-    known = _known_images(connection, chunk)
-    new = _add_images(connection, chunk, known)
-    # No link of theirs can be there.
-    copy(connection, "product_images (product_id, image_id)", sorted(linked(chunk.links, new)))
-    updated = _update_images(connection, chunk, known) if known else 0
+    ids = _known_images(connection, chunk)
+    known, new = np.flatnonzero(ids), np.flatnonzero(ids == 0)
+    of_known = ids[chunk.linked_images] > 0
+    if len(new):
+        ids[new] = _take_numbers(connection, len(new))
+        copy(connection, f"images {_IMAGE}", _images(chunk, ids, new))
+        # No link of theirs can be there.
+        copy(connection, f"product_images {_LINK}", _links(chunk, ids, ~of_known))
+    updated = 0
+    if len(known):
+        updated = _update_images(connection, _images(chunk, ids, known))
+        _add_links(connection, _links(chunk, ids, of_known))
     return _Tally(rows=chunk.rows, new=len(new), updated=updated)
 
 
-def _known_images(connection: Connection, chunk: Chunk) -> dict[str, int]:
-    """The ids of images that are there already, by key hash."""
-    hashes = '","\\\\x'.join(sorted(chunk.images))
+def _images(chunk: Chunk, ids: Positions, positions: Positions) -> pa.StringArray:
+    return joined(_digits(ids[positions]), "\t", chunk.images.take(positions))
+
+
+def _links(chunk: Chunk, ids: Positions, mask: Mask) -> pa.StringArray:
+    images = _digits(ids[chunk.linked_images[mask]])
+    return joined(chunk.linked_products.filter(mask), "\t", images, "\n")
+
+
+def _digits(numbers: Positions) -> pa.StringArray:
+    return pa.array(numbers).cast(pa.string())
+
+
+def _known_images(connection: Connection, chunk: Chunk) -> Positions:
+    """The ids of images that are there already, 0 for others."""
+    hashes = '","\\\\x'.join(chunk.hashes.to_pylist())
     found = connection.execute(
-        # As arrays: a hundred thousand rows would take the driver longer than the database.
+        # As arrays: fifty thousand rows would take the driver longer than the database.
         text("""
             SELECT array_agg(encode(key_hash, 'hex')) AS hashes, array_agg(image_id) AS ids
             FROM images WHERE key_hash = ANY(CAST(:hashes AS bytea[]))
         """),
         {"hashes": rf'{{"\\x{hashes}"}}'},
     ).one()
-    return dict(zip(found.hashes or (), found.ids or (), strict=True))
+    ids = np.zeros(len(chunk.hashes), np.int64)
+    if found.hashes:
+        ids[pc.index_in(pa.array(found.hashes), chunk.hashes)] = found.ids
+    return ids
 
 
-def _add_images(connection: Connection, chunk: Chunk, known: Mapping[str, int]) -> dict[str, int]:
-    """Insert the images that are not known. Returns their ids by key hash."""
-    hashes = sorted(chunk.images.keys() - known.keys())
-    if not hashes:
-        return {}
-    # Nobody else takes numbers meanwhile: all who do hold the lock.
-    last = connection.execute(
+def _take_numbers(connection: Connection, count: int) -> Positions:
+    """Numbers for new images. All who take some hold the lock: nobody else does now."""
+    last: int = connection.execute(
         text("""
             SELECT setval(images_id, nextval(images_id) + :more)
             FROM CAST(pg_get_serial_sequence('images', 'image_id') AS regclass) AS images_id
         """),
-        {"more": len(hashes) - 1},
+        {"more": count - 1},
     ).scalar_one()
-    new = dict(zip(hashes, range(last - len(hashes) + 1, last + 1), strict=True))
-    copy(connection, f"images {_IMAGE}", _lines(chunk, new))
-    return new
+    return np.arange(last - count + 1, last + 1)
 
 
-def _update_images(connection: Connection, chunk: Chunk, known: Mapping[str, int]) -> int:
-    """Give known images their URLs and links. Returns how many had another URL."""
+def _update_images(connection: Connection, lines: pa.StringArray) -> int:
+    """Give known images their URLs. Returns how many had another one."""
     connection.execute(
         text("""
             CREATE TEMPORARY TABLE given_images
                 (image_id bigint, image_key text, key_hash bytea, url text, host text)
-                ON COMMIT DROP;
+                ON COMMIT DROP
+        """)
+    )
+    copy(connection, f"given_images {_IMAGE}", lines)
+    return connection.execute(
+        text("""
+            UPDATE images i SET url = g.url, host = g.host
+            FROM given_images g
+            WHERE i.image_id = g.image_id AND (i.url, i.host) IS DISTINCT FROM (g.url, g.host)
+        """)
+    ).rowcount
+
+
+def _add_links(connection: Connection, lines: pa.StringArray) -> None:
+    """Give known images the products that they do not have yet."""
+    connection.execute(
+        text("""
             CREATE TEMPORARY TABLE given_links
                 (product_id text, image_id bigint) ON COMMIT DROP
         """)
     )
-    copy(connection, f"given_images {_IMAGE}", _lines(chunk, known))
-    copy(connection, "given_links (product_id, image_id)", linked(chunk.links, known))
+    copy(connection, f"given_links {_LINK}", lines)
     connection.execute(
         text("""
             INSERT INTO product_images (product_id, image_id)
@@ -263,41 +300,27 @@ def _update_images(connection: Connection, chunk: Chunk, known: Mapping[str, int
             )
         """)
     )
-    return connection.execute(
-        text("""
-            UPDATE images i SET url = g.url, host = g.host
-            FROM given_images g
-            WHERE i.image_id = g.image_id AND (i.url, i.host) IS DISTINCT FROM (g.url, g.host)
-        """)
-    ).rowcount
-
-
-def _lines(chunk: Chunk, ids: Mapping[str, int]) -> Iterator[str]:
-    return (f"{image_id}\t{chunk.images[hashed]}" for hashed, image_id in ids.items())
 
 
 def _store_products(connection: Connection, chunk: Chunk) -> _Tally:
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": PRODUCTS_LOCK})
     look_up_by_index(connection)
-    known = set(
-        connection.execute(
-            text("""
-                SELECT coalesce(array_agg(product_id), '{}')
-                FROM products WHERE product_id = ANY(CAST(:ids AS text[]))
-            """),
-            {"ids": _array(chunk.products)},
-        ).scalar_one()
-    )
-    lines = chunk.products
-    new = sorted(lines.keys() - known)
-    added = (lines[product_id] or f"{escaped(product_id)}\t{{}}\n" for product_id in new)
-    copy(connection, f"products {_PRODUCT}", added)
-    described = [line for product_id in known if (line := lines[product_id])]
-    updated = _update_products(connection, described) if described else 0
+    found = connection.execute(
+        text("""
+            SELECT coalesce(array_agg(product_id), '{}')
+            FROM products WHERE product_id = ANY(CAST(:ids AS text[]))
+        """),
+        {"ids": _array(chunk.product_ids.to_pylist())},
+    ).scalar_one()
+    known = pc.is_in(chunk.product_ids, pa.array(found, pa.string()))
+    new = chunk.products.filter(pc.invert(known))
+    copy(connection, f"products {_PRODUCT}", new)
+    described = chunk.products.filter(pc.and_(known, chunk.described))
+    updated = _update_products(connection, described) if len(described) else 0
     return _Tally(products_new=len(new), products_updated=updated)
 
 
-def _update_products(connection: Connection, lines: Iterable[str]) -> int:
+def _update_products(connection: Connection, lines: pa.StringArray) -> int:
     """Give known products their attributes. Returns how many had others."""
     connection.execute(
         text("""

@@ -1,16 +1,14 @@
 """`vsearch catalog`: what there is to embed."""
 
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Final, Never, Self
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from visual_search.cli.context import CliContext, echo_json, moment, table
+from visual_search.cli.context import CliContext, counted, echo_json, moment, table
 from visual_search.errors import ExitCode, RunError, SettingsError
 from visual_search.redaction import printable
 
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from visual_search.catalog import BadRow, CatalogueStats, Format, Imported, Removed
 
 _MAX_BAD_ROWS_SHOWN: Final = 20
-_LOG_EVERY_S: Final = 30.0
 _URL_COLUMN: Final = "image_url"
 
 app = typer.Typer(
@@ -84,6 +81,7 @@ def import_(
           --product-id-column sku
     """
     from visual_search.catalog import Columns, import_images, open_file, open_query
+    from visual_search.progress import Progress
 
     if (file is None) == (query is None):
         raise SettingsError("give FILE (- is stdin) or --query SQL, one of them")
@@ -101,7 +99,7 @@ def import_(
         database = opened.enter_context(cli.database(create=file is not None))
         if query is not None:
             source = opened.enter_context(open_query(database, query, columns=columns))
-        progress = opened.enter_context(_Rows("import"))
+        progress = opened.enter_context(Progress("import", unit="row", failed="bad"))
         began = time.monotonic()
         imported = import_images(database, source, on_progress=progress.show)
         seconds = time.monotonic() - began
@@ -151,6 +149,7 @@ def remove(
       vsearch catalog remove discontinued.csv --image-key-column photo_id
     """
     from visual_search.catalog import Columns, open_file, preview_removal, remove_images
+    from visual_search.progress import Progress
 
     if url_column is not None and image_key_column is not None:
         raise SettingsError("--url-column and --image-key-column exclude each other; give one")
@@ -160,7 +159,7 @@ def remove(
     with (
         open_file(file, file_format=_format(file_format), columns=columns) as source,
         cli.database() as database,
-        _Rows("remove") as progress,
+        Progress("remove", unit="row", failed="bad") as progress,
     ):
         if dry_run:
             removed = preview_removal(database, source)
@@ -198,42 +197,6 @@ def stats(
         typer.echo(_stats_text(found))
 
 
-class _Rows:
-    """How many rows were read: a bar on a terminal, a log line every 30 seconds elsewhere."""
-
-    def __init__(self, label: str) -> None:
-        import structlog
-        from tqdm import tqdm
-
-        self._label = label
-        self._log = structlog.get_logger(__name__)
-        self._logged_at = time.monotonic()
-        # disable=None: no bar where stderr is not a terminal.
-        self._bar: tqdm[Never] = tqdm(
-            desc=label, unit=" rows", unit_scale=True, disable=None, file=sys.stderr
-        )
-
-    def show(self, rows: int, bad: int) -> None:
-        """Rows taken and bad ones so far."""
-        if not self._bar.disable:
-            self._bar.set_postfix(bad=bad, refresh=False)
-            self._bar.update(rows + bad - self._bar.n)
-        elif time.monotonic() - self._logged_at >= _LOG_EVERY_S:
-            self._logged_at = time.monotonic()
-            self._log.info("progress", of=self._label, rows=rows, bad=bad)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.close()
-
-
 def _format(name: str | None) -> "Format | None":
     from visual_search.catalog import Format
 
@@ -250,7 +213,8 @@ def _tell_bad_rows(source: str, bad_rows: "Sequence[BadRow]", bad: int) -> None:
         typer.echo(printable(f"{source}:{row.line}: {row.reason}", None), err=True)
     if bad > _MAX_BAD_ROWS_SHOWN:
         typer.echo(
-            f"… and {bad - _MAX_BAD_ROWS_SHOWN:,} more bad rows; --json lists up to 1,000", err=True
+            f"… and {counted(bad - _MAX_BAD_ROWS_SHOWN, 'more bad row')}; --json lists up to 1,000",
+            err=True,
         )
 
 
@@ -267,25 +231,26 @@ def _check_kept(source: str, rows: int, bad: int, *, as_json: bool) -> None:
 
 def _import_sentence(imported: "Imported", seconds: float) -> str:
     return (
-        f"{imported.rows:,} rows: {imported.new:,} new images, {imported.updated:,} with another "
-        f"URL, {imported.unchanged:,} unchanged; {imported.products_new:,} new products, "
-        f"{imported.products_updated:,} with other attributes; {imported.bad:,} bad rows; "
+        f"{counted(imported.rows, 'row')}: {counted(imported.new, 'new image')}, "
+        f"{imported.updated:,} with another URL, {imported.unchanged:,} unchanged; "
+        f"{counted(imported.products_new, 'new product')}, "
+        f"{imported.products_updated:,} with other attributes; {counted(imported.bad, 'bad row')}; "
         f"{seconds:,.1f} s, {imported.rows / seconds:,.0f} rows/s"
     )
 
 
 def _removal_sentence(removed: "Removed", *, dry_run: bool) -> str:
-    unknown = f"; {removed.unknown:,} names are not in the catalogue" if removed.unknown else ""
+    names = counted(removed.unknown, "name")
+    unknown = f"; {names} not in the catalogue" if removed.unknown else ""
     vectors = (
-        f"\n{removed.vectors:,} vectors of theirs stay in shards that are already written; readers "
-        "leave them out by joining on image_id with the catalogue"
+        f"\n{counted(removed.vectors, 'vector')} of theirs stay in shards that are already "
+        "written; readers leave them out by joining on image_id with the catalogue"
         if removed.vectors
         else ""
     )
-    return (
-        f"{'would remove' if dry_run else 'removed'} {removed.images:,} images and "
-        f"{removed.products:,} products{unknown}{vectors}"
-    )
+    gone = f"{counted(removed.images, 'image')} and {counted(removed.products, 'product')}"
+    return f"{'would remove' if dry_run else 'removed'} {gone}{unknown}{vectors}"
+
 
 
 def _stats_text(found: "CatalogueStats") -> str:

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from typing import Final
-from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, text
 
+from visual_search.catalog.rows import host_of
 from visual_search.database.connection import Database
 from visual_search.errors import FailureRateError
 from visual_search.images import ClaimedImage, FailedImage
@@ -38,7 +38,7 @@ class FailureRate:
         self._images += 1
         if failure.reason.retryable:
             self._failures[failure.reason.value] += 1
-            self._hosts.add(urlsplit(failure.image.url).hostname or "")
+            self._hosts.add(host_of(failure.image.url))
 
     def hopeless(self, database: Database) -> FailureRateError | None:
         """Whether to stop now: judged over enough images, and not by one bad host of many."""
