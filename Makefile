@@ -3,10 +3,12 @@
 #
 #   make test PYTHON=python3.12 VENV=.venv312      another Python, beside the first
 #   make test PYTEST_FLAGS='-k claim -x'           what pytest takes
+#   make mutants MUTANTS='rescue fsync'            those with one of these words in their names
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?=
+MUTANTS ?=
 # Tests mostly wait for processes they started, so files of tests run side by side.
 PARALLEL := --numprocesses auto --dist loadfile
 
@@ -19,7 +21,7 @@ DEVELOP := $(VENV)/.develop-installed
 .DELETE_ON_ERROR:
 # Two targets at once would install into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo test test-long check check-format check-lint check-types check-imports \
+.PHONY: help demo test test-long mutants check check-format check-lint check-types check-imports \
 	check-dockerfiles format setup clean
 
 help: ## list the targets
@@ -31,8 +33,11 @@ demo: $(RUNTIME) ## draw a small catalogue, run the real pipeline on it, write a
 test: $(DEVELOP) ## run the tests, but for those that take minutes
 	@$(BIN)/python -m pytest -m 'not long' $(PARALLEL) $(PYTEST_FLAGS)
 
-test-long: $(DEVELOP) ## run the tests that take minutes
-	@$(BIN)/python -m pytest -m long --timeout 1800 $(PYTEST_FLAGS)
+test-long: $(DEVELOP) ## run the tests that take minutes, show what they measured
+	@$(BIN)/python -m pytest -m long --timeout 1800 -rP --show-capture=stdout $(PYTEST_FLAGS)
+
+mutants: $(DEVELOP) ## break the product in many small ways; tests must notice each
+	@$(BIN)/python -m tests.mutants $(MUTANTS)
 
 check: check-format check-lint check-types check-imports check-dockerfiles ## format, lint, types, imports, Dockerfiles
 

@@ -47,6 +47,7 @@ _RECORD = "visual_search/record.py"
 _SHARD = "visual_search/shard.py"
 _UPKEEP = "visual_search/upkeep.py"
 _RECORDER = "visual_search/pipeline/recorder.py"
+_FAILURE_RATE = "visual_search/pipeline/failure_rate.py"
 _CONNECTION = "visual_search/database/connection.py"
 
 _TEST_CLAIM = "tests/database/test_claim.py"
@@ -57,10 +58,10 @@ _TEST_DAMAGE = "tests/faults/test_damage.py"
 _TEST_DATABASE_AWAY = "tests/faults/test_database_away.py"
 _TEST_DISK = "tests/faults/test_disk.py"
 _TEST_GARBAGE = "tests/faults/test_garbage.py"
+_TEST_HOPELESS = "tests/faults/test_hopeless.py"
 _TEST_LOST_REPLIES = "tests/faults/test_lost_replies.py"
 _TEST_POINTS = "tests/faults/test_points.py"
 _TEST_RUNS = "tests/faults/test_runs.py"
-_TEST_SIGNALS = "tests/faults/test_signals.py"
 _TEST_STATE_MACHINE = "tests/faults/test_state_machine.py"
 _TEST_ZOMBIES = "tests/faults/test_zombies.py"
 
@@ -140,7 +141,7 @@ MUTANTS = (
         path=_CLAIM,
         old="              AND run_id IS DISTINCT FROM CAST(:own_run AS uuid)\n",
         new="              AND CAST(:own_run AS uuid) IS NOT DISTINCT FROM :own_run\n",
-        tests=(f"{_TEST_ZOMBIES}::test_who_slept_alone_goes_on_and_charges_no_image",),
+        tests=(f"{_TEST_ZOMBIES}::test_whose_heartbeats_are_lost_takes_nothing_from_itself",),
     ),
     Mutant(
         name="a rescue blames workers for the server's absence",
@@ -218,7 +219,7 @@ MUTANTS = (
             self._close(shard)
 """,
         new="",
-        tests=(f"{_TEST_SIGNALS}::test_a_signal_at_any_moment_drains_in_time",),
+        tests=(f"{_TEST_POINTS}::test_what_was_embedded_before_an_error_is_kept",),
     ),
     Mutant(
         name="a shard given up keeps its claims",
@@ -299,6 +300,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="gc collects in another catalogue's folder",
+        path=_UPKEEP,
+        old="    check_owner(folder, database.run(record.catalogue_id))\n",
+        new="",
+        tests=(f"{_TEST_UPKEEP}::test_another_catalogues_folder_is_refused",),
+    ),
+    Mutant(
         name="a stopped worker may hold its locks for ever",
         path=_CONNECTION,
         old="set_config('idle_in_transaction_session_timeout', :idle, true)",
@@ -313,6 +321,24 @@ MUTANTS = (
         old='    NOT_FOUND = "not_found", False\n',
         new='    NOT_FOUND = "not_found", True\n',
         tests=(f"{_TEST_RUNS}::test_tries_and_attempts_are_counted_exactly",),
+    ),
+    Mutant(
+        name="dead links stop a run",
+        path=_FAILURE_RATE,
+        old="        if failure.reason.retryable:\n",
+        new="        if failure.reason:\n",
+        tests=(
+            f"{_TEST_HOPELESS}::test_a_thousand_dead_links_at_the_head_of_the_queue_hold_nothing_up",
+        ),
+    ),
+    Mutant(
+        name="a host's port does not belong to its name",
+        path=_FAILURE_RATE,
+        old="self._hosts.add(host_of(failure.image.url))",
+        new="self._hosts.add(host_of(failure.image.url).partition(':')[0])",
+        tests=(
+            f"{_TEST_HOPELESS}::test_hosts_that_refuse_everything_stop_the_run_and_condemn_no_image",
+        ),
     ),
 )
 

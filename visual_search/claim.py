@@ -308,15 +308,15 @@ def close_lease(connection: Connection, token: LeaseToken) -> int:
     Returns:
         How many images were given back.
     """
-    released = connection.execute(
+    # The lease first, as a rescue does: otherwise each could wait for the other.
+    connection.execute(text("DELETE FROM leases WHERE lease_token = :token"), {"token": token})
+    return connection.execute(
         text("""
             UPDATE extractions SET status = 'pending', lease_token = NULL
             WHERE lease_token = :token AND status = 'claimed'
         """),
         {"token": token},
-    )
-    connection.execute(text("DELETE FROM leases WHERE lease_token = :token"), {"token": token})
-    return released.rowcount
+    ).rowcount
 
 
 def outlook(connection: Connection, model_key: ModelKey) -> Outlook:

@@ -1,6 +1,6 @@
 """Catalogues as large as real ones, made by the database itself."""
 
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from tests.catalogue import make_model
 from visual_search.database.connection import Database
@@ -40,7 +40,10 @@ def seed_many(database: Database, count: int) -> ModelKey:
     return model_key
 
 
-def analyze(database: Database) -> None:
-    """Let the planner know what is there now."""
-    with database.transaction() as connection:
-        connection.execute(text("ANALYZE images, extractions, leases, shards"))
+def vacuum(database_url: str) -> None:
+    """What the server does by itself after so many changes; the planner knows what is there now."""
+    engine = create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("SET search_path = vsearch"))
+        connection.execute(text("VACUUM (ANALYZE) images, extractions, leases, shards"))
+    engine.dispose()

@@ -11,14 +11,6 @@ from tests.server import ImageServer
 from visual_search.database.connection import Database
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of them take minutes; `make test-long` runs them."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.long)
-
-
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """Where workers are forked from."""

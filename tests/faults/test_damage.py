@@ -20,7 +20,7 @@ RUN = RunId(uuid4())
 
 
 @pytest.mark.parametrize(
-    ("good", "damaged"), [(40, 20), pytest.param(1_000, 200, marks=pytest.mark.long)]
+    ("good", "damaged"), [(20, 10), pytest.param(1_000, 200, marks=pytest.mark.long)]
 )
 def test_one_wrong_byte_or_a_missing_end_is_always_found_and_repaired(
     stage: Stage, good: int, damaged: int

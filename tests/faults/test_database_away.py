@@ -22,6 +22,8 @@ from visual_search.database.cluster import Cluster
 from visual_search.database.connection import Database
 from visual_search.errors import DatabaseGoneError
 
+LAST_CLAIMED = "SELECT max(image_id) FROM extractions WHERE status <> 'pending'"
+
 
 class Doomed:
     """A server of the test's own, to be killed."""
@@ -87,19 +89,31 @@ def test_workers_outlive_a_crash_of_the_server(stage: Stage, doomed: Doomed, cra
 def test_an_outage_longer_than_the_leases_costs_nobody_anything(
     stage: Stage, doomed: Doomed
 ) -> None:
-    stage.publish_slowly(80, delay_s=0.1)
-    lease_s = 3
-    workers = [stage.work(VSEARCH_EXTRACT__LEASE_S=str(lease_s)) for _ in range(2)]
-    _wait_for_progress(stage, workers)
+    """Who comes back first takes nobody for dead who was as unable to renew a lease as itself."""
+    stage.publish_slowly(160, delay_s=0.05)
+    first, late = (stage.work(VSEARCH_EXTRACT__LEASE_S="30") for _ in range(2))
+    _wait_for_progress(stage, [first, late])
+    wait_until(lambda: _leases(stage, late) > 0, "it has claimed something")
+    assert late.freeze()
+    assert _leases(stage, late) > 0
     doomed.crash()
-    crashed = time.monotonic()
-    wait_until(lambda: time.monotonic() > crashed + 1.2 * lease_s, "all leases are over")
     doomed.start()
-    for worker in workers:
+    stage.rows("UPDATE leases SET expires_at = clock_timestamp() - interval '1 s' RETURNING 1")
+    last = stage.rows(LAST_CLAIMED)
+    wait_until(lambda: stage.rows(LAST_CLAIMED) > last, "the other one claims more")
+    late.thaw()
+    for worker in (first, late):
         assert "shard_given_up" not in worker.ends(0).err
     assert stage.rows("SELECT max(attempts), max(crashes) FROM extractions") == [(0, 0)]
     assert set(stage.server.hits.values()) == {1}
     stage.assert_whole()
+
+
+def _leases(stage: Stage, worker: Worker) -> int:
+    ((leases,),) = stage.rows(
+        "SELECT count(*) FROM leases JOIN runs USING (run_id) WHERE pid = :pid", pid=worker.pid
+    )
+    return int(leases)
 
 
 @pytest.mark.parametrize("rounds", [5, pytest.param(30, marks=pytest.mark.long)])

@@ -41,7 +41,7 @@ def test_gc_without_a_pause_takes_nothing_from_four_writers(
             victim.kill()
             workers.remove(victim)
             killed += 1
-        else:
+        if killed == kills or any(worker.has_ended for worker in workers):
             _assert_undisturbed(workers)
             workers.clear()
     _assert_undisturbed(workers)

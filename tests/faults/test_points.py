@@ -21,7 +21,6 @@ POINTS = [f"P{n}" for n in range(1, 14)]
 SHORT = {
     ("P1", Kind.KILLED),
     ("P2", Kind.FROZEN),
-    ("P3", Kind.KILLED),
     ("P4", Kind.CUT_OFF),
     ("P5", Kind.KILLED),
     ("P6", Kind.EIO),
@@ -62,6 +61,18 @@ def test_whatever_happens_there_the_next_run_ends_with_every_image_once(
         story.assert_end(point)
     (last,) = [stage.work().wait()]
     assert last.code == 0, last
+    stage.assert_whole()
+
+
+def test_what_was_embedded_before_an_error_is_kept(stage: Stage, tmp_path: Path) -> None:
+    """The third batch fails, in a shard that has room for many more."""
+    stage.publish_slowly(IMAGES, delay_s=0)
+    fails = _arm("P4", Kind.EIO, 3, tmp_path / "struck")
+    stage.work(patches=[fails], VSEARCH_EXTRACT__SHARD_ROWS="1000").ends(1)
+    assert 0 < stage.done() < IMAGES
+    assert stage.claims() == 0
+    stage.work().ends(0)
+    assert stage.rows("SELECT max(attempts), max(crashes) FROM extractions") == [(0, 0)]
     stage.assert_whole()
 
 

@@ -59,6 +59,7 @@ class Worker:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""
+        assert self.pid, "not born"  # 0 would be everybody in this process's group
         if not self._ended.is_set():
             with suppress(ProcessLookupError):  # ended, and the news is on its way
                 os.kill(self.pid, number)
@@ -68,14 +69,16 @@ class Worker:
         self.send(signal.SIGKILL)
         self.wait()
 
-    def freeze(self) -> None:
-        """SIGSTOP, and wait until not one of its threads runs."""
+    def freeze(self) -> bool:
+        """SIGSTOP, and wait until not one of its threads runs. False: it has ended instead."""
         self.send(signal.SIGSTOP)
-        self.wait_frozen()
+        wait_until(lambda: self.is_frozen() or self.has_ended, "the worker stops")
+        return not self.has_ended
 
     def wait_frozen(self) -> None:
+        """Wait until it has stopped itself."""
         wait_until(lambda: self.is_frozen() or self.has_ended, "the worker stops")
-        assert not self.has_ended, self.wait()
+        assert not self.has_ended, str(self.wait())
 
     def thaw(self) -> None:
         self.send(signal.SIGCONT)
@@ -133,21 +136,18 @@ class Nursery:
 
     Args:
         folder: Takes what the workers print.
-        within: Command under which it runs, such as one that makes a namespace.
     """
 
-    def __init__(self, folder: Path, within: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._within = within
         self._numbers = count(1)
         self._workers: dict[int, Worker] = {}
         self._lock = threading.Lock()
         self._ready = threading.Event()
-        self.pid = 0
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [*self._within, sys.executable, "-m", "tests.faults.nursery"],
+            [sys.executable, "-m", "tests.faults.nursery"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -173,15 +173,11 @@ class Nursery:
         self._process.stdout.close()
 
     def wait_ready(self) -> None:
-        """Wait until it has imported all; False if it ended instead."""
+        """Wait until it has imported all."""
         wait_until(
             lambda: self._ready.is_set() or self._process.poll() is not None, "the nursery starts"
         )
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended before it was ready."""
-        return not self._ready.is_set() and self._process.poll() is not None
+        assert self._ready.is_set(), "the nursery has ended: something cannot be imported"
 
     def bear(
         self,
@@ -200,15 +196,18 @@ class Nursery:
         """
         assert self._process.stdin is not None
         number = next(self._numbers)
-        worker = Worker(self._folder / f"{number}.out", self._folder / f"{number}.err")
+        out, err = self._folder / f"{number}.out", self._folder / f"{number}.err"
+        for file in (out, err):
+            file.touch()  # it may be killed before it has written anything
+        worker = Worker(out, err)
         request = {
             "number": number,
             "arguments": arguments,
             "environment": dict(environment),
             "patches": patches,
             "call": call,
-            "out": str(self._folder / f"{number}.out"),
-            "err": str(self._folder / f"{number}.err"),
+            "out": str(out),
+            "err": str(err),
         }
         with self._lock:
             self._workers[number] = worker
@@ -220,7 +219,7 @@ class Nursery:
     def kill_all(self) -> None:
         """End whoever still lives."""
         with self._lock:
-            left = [worker for worker in self._workers.values() if not worker.has_ended]
+            left = [w for w in self._workers.values() if w.pid and not w.has_ended]
         for worker in left:
             worker.kill()
 
@@ -229,7 +228,6 @@ class Nursery:
         for line in self._process.stdout:
             answer = json.loads(line)
             if "ready" in answer:
-                self.pid = answer["ready"]
                 self._ready.set()
                 continue
             worker = self._workers.get(answer["number"])

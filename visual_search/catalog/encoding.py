@@ -46,7 +46,7 @@ def cell_encoder(
 
     def encode(columns: Sequence[Sequence[str]]) -> Iterable[str | None]:
         members = [
-            [member_of[cell] for cell in column]
+            map(member_of.__getitem__, column)
             for member_of, column in zip(known, columns, strict=True)
         ]
         rows: Iterable[Iterable[str]] = zip(*members, strict=True)
