@@ -9,6 +9,8 @@ from tests.faults.workers import Worker, wait_until
 
 IDLE_LIMIT = {"function": "tests.faults.points:set_idle_limit", "with": {"seconds": 1}}
 LIVE_LEASES = "SELECT count(*) FROM leases WHERE expires_at > clock_timestamp()"
+# So long after the server's start no lease of ten seconds is taken over.
+UP = "SELECT clock_timestamp() > pg_postmaster_start_time() + interval '10 s'"
 
 ACTIVE = """
     SELECT count(*) FROM pg_stat_activity
@@ -65,6 +67,7 @@ def test_a_worker_with_a_wrong_clock_neither_steals_nor_is_robbed(
     stage: Stage, hours: int, rounds: int
 ) -> None:
     images = 60
+    wait_until(lambda: stage.rows(UP) == [(True,)], "the server does take workers for dead")
     skew = {"function": "tests.faults.points:set_clock", "with": {"ahead_s": 3600 * hours}}
     for shift in range(rounds):
         stage.publish_slowly(images, delay_s=0.05, start=images * shift)

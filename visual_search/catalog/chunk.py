@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,8 @@ from visual_search.catalog.rows import (
 
 MAX_ROWS: Final = 50_000
 _MAX_BYTES: Final = 32_000_000
-_ROWS_AT_ONCE: Final = 64
+_BLOCK_ROWS: Final = 512
+_BLOCK_BYTES: Final = 4_000_000
 
 # A URL whose host is what it looks like, and in which nothing is escaped. Nearly all are such.
 _PLAIN_URL: Final = r"^https?://(?P<host>[a-z0-9][a-z0-9._-]*)(?:/[ -\[\]-~]*)?$"
@@ -72,31 +73,90 @@ class Chunk:
 
 def chunks(rows: Rows, refuse: Callable[[BadRow], None]) -> Iterator[Chunk]:
     """Collect rows in chunks, hand bad ones to `refuse`."""
-    taken: list[Record | BadRow] = []
+    collector = _Collector()
+    while block := _block(rows, MAX_ROWS - collector.rows):
+        for bad in collector.add(block):
+            refuse(bad)
+        if collector.full:
+            yield collector.chunk()
+            collector = _Collector()
+    if collector.rows:
+        yield collector.chunk()
+
+
+def _block(rows: Rows, limit: int) -> list[Record | BadRow]:
+    """The next rows, few enough to stay in the processor's cache while they are worked on."""
+    block: list[Record | BadRow] = []
     size = 0
-    while block := list(islice(rows, min(_ROWS_AT_ONCE, MAX_ROWS - len(taken)))):
-        taken += block
-        size += sum(len(row.attributes or "") for row in block if isinstance(row, Record))
-        if len(taken) >= MAX_ROWS or size >= _MAX_BYTES:
-            yield from _chunk(taken, refuse)
-            taken, size = [], 0
-    yield from _chunk(taken, refuse)
+    wanted = min(_BLOCK_ROWS, limit)
+    while size < _BLOCK_BYTES and (some := list(islice(rows, min(64, wanted - len(block))))):
+        block += some
+        size += sum(len(row.attributes or "") for row in some if isinstance(row, Record))
+    return block
 
 
-def _chunk(rows: Sequence[Record | BadRow], refuse: Callable[[BadRow], None]) -> Iterator[Chunk]:
-    """A chunk of the good ones among `rows`, if there are any."""
-    records = [row for row in rows if isinstance(row, Record)]
-    bad = [row for row in rows if isinstance(row, BadRow)]
-    checked = _Checked(records) if records else None
-    if checked:
+class _Collector:
+    def __init__(self) -> None:
+        self.rows = 0
+        self._bytes = 0
+        self._blocks: list[_Columns] = []
+
+    @property
+    def full(self) -> bool:
+        return self.rows >= MAX_ROWS or self._bytes >= _MAX_BYTES
+
+    def add(self, block: Sequence[Record | BadRow]) -> list[BadRow]:
+        """Take the rows that are good; return the others."""
+        records = [row for row in block if isinstance(row, Record)]
+        bad = [row for row in block if isinstance(row, BadRow)]
+        if not records:
+            return bad
+        checked = _Checked(records)
+        columns = checked.columns()
+        self._blocks.append(columns)
+        self._bytes += sum(column.nbytes for column in columns)
+        self.rows += len(columns.keys)
         bad += (
             BadRow(line=records[position].line, reason=reason)
             for position, reason in checked.refused.items()
         )
-    for row in sorted(bad, key=lambda row: row.line):
-        refuse(row)
-    if checked and len(checked.refused) < len(records):
-        yield checked.chunk()
+        return sorted(bad, key=lambda row: row.line)
+
+    def chunk(self) -> Chunk:
+        rows = _Columns(*map(pa.concat_arrays, zip(*self._blocks, strict=True)))
+        hashes, image_of = _grouped(rows.hashes)
+        product_ids, product_of = _grouped(rows.products)
+        last = _last(image_of, np.arange(self.rows), of=len(hashes))
+        shown = (_as_fields(column.take(last)) for column in (rows.keys, rows.urls, rows.hosts))
+        key, url, host = shown
+        said = np.flatnonzero(rows.attributes.is_valid())
+        last = _last(product_of[said], said, of=len(product_ids))
+        attributes = rows.attributes.take(pa.array(last, mask=last < 0))
+        # JSON in ASCII has nothing else to escape.
+        shown_attributes = pc.replace_substring(attributes.fill_null("{}"), "\\", r"\\")
+        product = _as_fields(product_ids)
+        pairs = np.unique(product_of * len(hashes) + image_of)
+        return Chunk(
+            rows=self.rows,
+            hashes=hashes,
+            images=joined(key, "\t\\\\x", hashes, "\t", url, "\t", host, "\n"),
+            product_ids=product_ids,
+            products=joined(product, "\t", shown_attributes, "\n"),
+            described=attributes.is_valid(),
+            linked_products=product.take(pairs // len(hashes)),
+            linked_images=pairs % len(hashes),
+        )
+
+
+class _Columns(NamedTuple):
+    """Rows that were checked, column by column."""
+
+    keys: pa.StringArray
+    hashes: pa.StringArray
+    urls: pa.StringArray
+    hosts: pa.StringArray
+    products: pa.StringArray
+    attributes: pa.StringArray
 
 
 class _Checked:
@@ -113,35 +173,16 @@ class _Checked:
         self._products = self._checked_products(products)
         self._attributes = self._checked_attributes(attributes)
 
-    def chunk(self) -> Chunk:
+    def columns(self) -> _Columns:
         """All that is not refused."""
-        kept = np.ones(len(self._urls), bool)
-        kept[list(self.refused)] = False
-        keys, products = self._keys.filter(kept), self._products.filter(kept)
-        hashes, image_of = _grouped(pa.array([hash_of_key(key) for key in keys.to_pylist()]))
-        product_ids, product_of = _grouped(products)
-        last = _last(image_of, np.arange(len(keys)), of=len(hashes))
-        shown = (column.filter(kept).take(last) for column in (self._keys, self._urls, self._hosts))
-        key, url, host = map(_as_fields, shown)
-        images = joined(key, "\t\\\\x", hashes, "\t", url, "\t", host, "\n")
-        attributes = self._attributes.filter(kept)
-        said = np.flatnonzero(attributes.is_valid())
-        last = _last(product_of[said], said, of=len(product_ids))
-        attributes = attributes.take(pa.array(last, mask=last < 0))
-        # JSON in ASCII has nothing else to escape.
-        shown_attributes = pc.replace_substring(attributes.fill_null("{}"), "\\", r"\\")
-        product = _as_fields(product_ids)
-        pairs = np.unique(product_of * len(hashes) + image_of)
-        return Chunk(
-            rows=len(keys),
-            hashes=hashes,
-            images=images,
-            product_ids=product_ids,
-            products=joined(product, "\t", shown_attributes, "\n"),
-            described=attributes.is_valid(),
-            linked_products=product.take(pairs // len(hashes)),
-            linked_images=pairs % len(hashes),
-        )
+        rows = self._keys, self._urls, self._hosts, self._products, self._attributes
+        if self.refused:
+            kept = np.ones(len(self._urls), bool)
+            kept[list(self.refused)] = False
+            rows = tuple(column.filter(kept) for column in rows)
+        keys, urls, hosts, products, attributes = rows
+        hashes = pa.array([hash_of_key(key) for key in keys.to_pylist()], pa.string())
+        return _Columns(keys, hashes, urls, hosts, products, attributes)
 
     def _checked_urls(self, values: Sequence[object]) -> tuple[pa.StringArray, pa.StringArray]:
         urls = _as_text(values)
