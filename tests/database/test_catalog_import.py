@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from tests.catalogue import make_model, statuses
 from visual_search import claim
 from visual_search.catalog import Columns, Imported, Source, import_images, store
-from visual_search.catalog.chunk import Chunk, chunks
+from visual_search.catalog.chunk import Chunk, collect
 from visual_search.catalog.readers import table_rows
 from visual_search.database.connection import Database
 from visual_search.errors import UsageError
@@ -55,8 +55,8 @@ def import_rows(
 
 
 def chunk_of(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Chunk:
-    (chunk,) = chunks(source(names, rows).rows, lambda _bad: None)
-    return chunk
+    (collected,) = collect(source(names, rows).rows, lambda _bad: None)
+    return collected.chunk()
 
 
 def select(database: Database, sql: str) -> list[tuple[Any, ...]]:

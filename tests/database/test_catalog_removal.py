@@ -27,7 +27,7 @@ from visual_search.catalog import (
     removal,
     remove_images,
 )
-from visual_search.catalog.chunk import chunks
+from visual_search.catalog.chunk import collect
 from visual_search.catalog.rows import BadRow
 from visual_search.catalog.store import BadRows
 from visual_search.database.connection import Database
@@ -293,11 +293,11 @@ def test_an_image_that_gets_another_url_meanwhile_stays(
     import_rows(database, ("photo", "image_url"), [("a", H.format("old"))], columns)
     with another(database_url) as other:
         with database.transaction() as importing:
-            (chunk,) = chunks(
+            (collected,) = collect(
                 source(("photo", "image_url"), [("a", H.format("new"))], columns).rows,
                 lambda _bad: None,
             )
-            stored(importing, chunk)
+            stored(importing, collected.chunk())
             removing = blocked(database_url, lambda: remove(other, H.format("old")))
         assert removing.result(30) == Removed(rows=1, unknown=1)
     assert keys(database) == {"a"}

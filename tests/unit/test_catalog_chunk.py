@@ -90,14 +90,15 @@ class OneByOne:
 @given(st.one_of(ROWS, URLS_ONLY))
 def test_rows_taken_as_columns_are_what_they_are_one_by_one(rows: list[Row | None]) -> None:
     bad: list[BadRow] = []
-    chunks = list(chunk.chunks(numbered(rows), bad.append))
+    chunks = list(chunk.collect(numbered(rows), bad.append))
     expected = OneByOne(rows)
     assert {row.line: row.reason for row in bad} == expected.bad
     assert sum(taken.rows for taken in chunks) == len(rows) - len(bad)
     if not chunks:
         assert not expected.images
         return
-    (taken,) = chunks
+    taken = chunks[0].chunk()
+    assert len(chunks) == 1
     hashes, products = taken.hashes.to_pylist(), taken.product_ids.to_pylist()
     assert hashes == sorted(hashes)
     assert products == sorted(products, key=str.encode)
@@ -117,5 +118,5 @@ def test_rows_taken_as_columns_are_what_they_are_one_by_one(rows: list[Row | Non
 
 def test_a_chunk_has_no_more_rows_than_its_limit() -> None:
     rows = [(f"http://h.test/{n}", None, None, None) for n in range(chunk.MAX_ROWS + 1)]
-    chunks = list(chunk.chunks(numbered(rows), lambda _bad: None))
+    chunks = list(chunk.collect(numbered(rows), lambda _bad: None))
     assert [taken.rows for taken in chunks] == [chunk.MAX_ROWS, 1]

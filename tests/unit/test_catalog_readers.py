@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from visual_search.catalog.chunk import chunks
+from visual_search.catalog.chunk import collect
 from visual_search.catalog.readers import Format, open_file
 from visual_search.catalog.rows import BadRow, Columns, Record
 from visual_search.errors import ExitCode, UsageError
@@ -32,7 +32,7 @@ def refused(path: Path | str, columns: Columns | None = None, **options: Any) ->
     """Bad rows by line, those that a chunk refuses included."""
     bad: list[BadRow] = []
     with open_file(str(path), columns=columns, **options) as source:
-        for _ in chunks(source.rows, bad.append):
+        for _ in collect(source.rows, bad.append):
             pass
     return {row.line: row.reason for row in bad}
 
@@ -200,7 +200,7 @@ def test_bad_rows_of_a_table_cost_only_themselves(tmp_path: Path) -> None:
         16: "the URL has a control character at position 16",
     }
     with open_file(str(path)) as source:
-        (chunk,) = chunks(source.rows, lambda _row: None)
+        (chunk,) = collect(source.rows, lambda _row: None)
     assert chunk.rows == 2
 
 

@@ -28,7 +28,7 @@ from visual_search.catalog.rows import (
     checked_url,
 )
 
-MAX_ROWS: Final = 50_000
+MAX_ROWS: Final = 20_000
 _MAX_BYTES: Final = 32_000_000
 _BLOCK_ROWS: Final = 512
 _BLOCK_BYTES: Final = 4_000_000
@@ -71,17 +71,17 @@ class Chunk:
     linked_images: Positions = field(repr=False)
 
 
-def chunks(rows: Rows, refuse: Callable[[BadRow], None]) -> Iterator[Chunk]:
-    """Collect rows in chunks, hand bad ones to `refuse`."""
-    collector = _Collector()
-    while block := _block(rows, MAX_ROWS - collector.rows):
-        for bad in collector.add(block):
+def collect(rows: Rows, refuse: Callable[[BadRow], None]) -> Iterator["Collected"]:
+    """Check rows and hand them on, so many at a time as a chunk has; hand bad ones to `refuse`."""
+    collected = Collected()
+    while block := _block(rows, MAX_ROWS - collected.rows):
+        for bad in collected.add(block):
             refuse(bad)
-        if collector.full:
-            yield collector.chunk()
-            collector = _Collector()
-    if collector.rows:
-        yield collector.chunk()
+        if collected.full:
+            yield collected
+            collected = Collected()
+    if collected.rows:
+        yield collected
 
 
 def _block(rows: Rows, limit: int) -> list[Record | BadRow]:
@@ -95,7 +95,9 @@ def _block(rows: Rows, limit: int) -> list[Record | BadRow]:
     return block
 
 
-class _Collector:
+class Collected:
+    """Good rows in the order of their source."""
+
     def __init__(self) -> None:
         self.rows = 0
         self._bytes = 0
@@ -123,18 +125,18 @@ class _Collector:
         return sorted(bad, key=lambda row: row.line)
 
     def chunk(self) -> Chunk:
+        """All of them in the order and form in which they are stored."""
         rows = _Columns(*map(pa.concat_arrays, zip(*self._blocks, strict=True)))
         hashes, image_of = _grouped(rows.hashes)
         product_ids, product_of = _grouped(rows.products)
         last = _last(image_of, np.arange(self.rows), of=len(hashes))
-        shown = (_as_fields(column.take(last)) for column in (rows.keys, rows.urls, rows.hosts))
-        key, url, host = shown
+        key, url, host = (column.take(last) for column in (rows.keys, rows.urls, rows.hosts))
         said = np.flatnonzero(rows.attributes.is_valid())
         last = _last(product_of[said], said, of=len(product_ids))
         attributes = rows.attributes.take(pa.array(last, mask=last < 0))
         # JSON in ASCII has nothing else to escape.
         shown_attributes = pc.replace_substring(attributes.fill_null("{}"), "\\", r"\\")
-        product = _as_fields(product_ids)
+        product = _fields(product_ids)
         pairs = np.unique(product_of * len(hashes) + image_of)
         return Chunk(
             rows=self.rows,
@@ -149,7 +151,7 @@ class _Collector:
 
 
 class _Columns(NamedTuple):
-    """Rows that were checked, column by column."""
+    """Rows that were checked, column by column; keys, URLs and hosts as fields of a line."""
 
     keys: pa.StringArray
     hashes: pa.StringArray
@@ -168,6 +170,7 @@ class _Checked:
     def __init__(self, records: Sequence[Record]) -> None:
         _, urls, keys, products, attributes = zip(*records, strict=True)
         self.refused: dict[int, str] = {}
+        self._odd = False
         self._urls, self._hosts = self._checked_urls(urls)
         self._keys = self._checked_keys(keys)
         self._products = self._checked_products(products)
@@ -182,6 +185,8 @@ class _Checked:
             rows = tuple(column.filter(kept) for column in rows)
         keys, urls, hosts, products, attributes = rows
         hashes = pa.array([hash_of_key(key) for key in keys.to_pylist()], pa.string())
+        if self._odd:
+            keys, urls, hosts = map(_fields, (keys, urls, hosts))
         return _Columns(keys, hashes, urls, hosts, products, attributes)
 
     def _checked_urls(self, values: Sequence[object]) -> tuple[pa.StringArray, pa.StringArray]:
@@ -227,6 +232,7 @@ class _Checked:
 
     def _each(self, positions: Positions, check: Callable[[int], T]) -> list[T | None]:
         """Check rows one by one, unless they are refused already; `None` where one is refused."""
+        self._odd |= len(positions) > 0
         checked: list[T | None] = []
         for position in positions.tolist():
             try:
@@ -252,7 +258,7 @@ def joined(*parts: pa.Array | str) -> pa.StringArray:
     return pc.binary_join_element_wise(*parts, "")
 
 
-def _as_fields(texts: pa.StringArray) -> pa.StringArray:
+def _fields(texts: pa.StringArray) -> pa.StringArray:
     if pc.all(_is_plain(texts, MAX_URL_CHARS)).as_py():
         return texts
     return pa.array([escaped(text) for text in texts.to_pylist()], pa.string())

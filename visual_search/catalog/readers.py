@@ -28,7 +28,7 @@ STDIN: Final = "-"
 _MAX_LINE_BYTES: Final = 4_000_000
 _PARQUET_ROWS: Final = 4_096
 # Rows of text cells encoded together; few, since a row can be large.
-_ROWS_AT_ONCE: Final = 64
+_ROWS_AT_ONCE: Final = 128
 # So many lines of JSON are looked through for the names that later lines must know.
 _JSON_HEAD_LINES: Final = 100
 _MAX_NAMES_SHOWN: Final = 30

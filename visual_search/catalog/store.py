@@ -1,5 +1,6 @@
 """Rows → tables: chunks of an import, each in one transaction."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,20 +14,19 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from visual_search.catalog.chunk import Chunk, Mask, Positions, chunks, joined
+from visual_search.catalog.chunk import Chunk, Mask, Positions, collect, joined
 from visual_search.catalog.readers import Source
 from visual_search.catalog.rows import BadRow
 from visual_search.database.connection import Database
 from visual_search.database.schema import SEEDING_LOCK
 
 MAX_LISTED_BAD_ROWS: Final = 1_000
+# Chunks that are sorted or stored at a time.
+_STORING: Final = 2
 # Imports and removals take turns, chunk by chunk: they touch the same rows in any order.
 CATALOGUE_LOCK: Final = 0x76_73_65_64
 # Two imports would both add a product if the connection broke by which one holds the lock above.
 PRODUCTS_LOCK: Final = CATALOGUE_LOCK + 1
-_IMAGE: Final = "(image_id, image_key, key_hash, url, host)"
-_PRODUCT: Final = "(product_id, attributes)"
-_LINK: Final = "(product_id, image_id)"
 # Each piece waits for the interpreter while the next rows are read: few, then.
 _COPIED_BYTES: Final = 8_000_000
 
@@ -112,21 +112,27 @@ def import_images(
         DatabaseGoneError: The database was away for too long; what was stored before stays.
     """
     bad, tally = BadRows(), _Tally()
+    storing: deque[Future[_Tally]] = deque()
+
+    def next_stored() -> _Tally:
+        stored = tally + storing.popleft().result()
+        on_progress(stored.rows, bad.count)
+        return stored
+
     # Postgres works in processes of its own: while one stores a chunk's images and another its
-    # products, the next chunk is read here.
+    # products, the next chunk is sorted and the one after that is read.
     with (
         ThreadPoolExecutor(1, "catalog-products") as aside,
-        ThreadPoolExecutor(1, "catalog-images") as executor,
+        ThreadPoolExecutor(1, "catalog-images") as images,
+        ThreadPoolExecutor(1, "catalog-sort") as sorting,
     ):
-        storing: Future[_Tally] | None = None
-        for chunk in chunks(source.rows, bad.add):
-            if storing is not None:
-                tally += storing.result()
-                on_progress(tally.rows, bad.count)
-            storing = executor.submit(_store, database, chunk, aside)
-        if storing is not None:
-            tally += storing.result()
-            on_progress(tally.rows, bad.count)
+        for collected in collect(source.rows, bad.add):
+            if len(storing) == _STORING:
+                tally = next_stored()
+            chunk = sorting.submit(collected.chunk)
+            storing.append(images.submit(_store, database, chunk, aside))
+        while storing:
+            tally = next_stored()
     return Imported(
         rows=tally.rows,
         new=tally.new,
@@ -178,12 +184,13 @@ def look_up_by_index(connection: Connection) -> None:
     )
 
 
-def _store(database: Database, chunk: Chunk, aside: Executor) -> _Tally:
+def _store(database: Database, prepared: Future[Chunk], aside: Executor) -> _Tally:
     """Bring the tables up to a chunk, products and images at the same time.
 
     What is new is copied straight into the tables, in half the time of any statement that finds
     out by itself what is.
     """
+    chunk = prepared.result()
     attempts: list[Future[_Tally]] = []
 
     def step(connection: Connection) -> _Tally:
@@ -210,9 +217,13 @@ def _store_images(connection: Connection, chunk: Chunk) -> _Tally:
     of_known = ids[chunk.linked_images] > 0
     if len(new):
         ids[new] = _take_numbers(connection, len(new))
-        copy(connection, f"images {_IMAGE}", _images(chunk, ids, new))
+        copy(
+            connection,
+            "images (image_id, image_key, key_hash, url, host)",
+            _images(chunk, ids, new),
+        )
         # No link of theirs can be there.
-        copy(connection, f"product_images {_LINK}", _links(chunk, ids, ~of_known))
+        copy(connection, "product_images (product_id, image_id)", _links(chunk, ids, ~of_known))
     updated = 0
     if len(known):
         updated = _update_images(connection, _images(chunk, ids, known))
@@ -271,7 +282,7 @@ def _update_images(connection: Connection, lines: pa.StringArray) -> int:
                 ON COMMIT DROP
         """)
     )
-    copy(connection, f"given_images {_IMAGE}", lines)
+    copy(connection, "given_images", lines)
     return connection.execute(
         text("""
             UPDATE images i SET url = g.url, host = g.host
@@ -289,7 +300,7 @@ def _add_links(connection: Connection, lines: pa.StringArray) -> None:
                 (product_id text, image_id bigint) ON COMMIT DROP
         """)
     )
-    copy(connection, f"given_links {_LINK}", lines)
+    copy(connection, "given_links", lines)
     connection.execute(
         text("""
             INSERT INTO product_images (product_id, image_id)
@@ -314,7 +325,7 @@ def _store_products(connection: Connection, chunk: Chunk) -> _Tally:
     ).scalar_one()
     known = pc.is_in(chunk.product_ids, pa.array(found, pa.string()))
     new = chunk.products.filter(pc.invert(known))
-    copy(connection, f"products {_PRODUCT}", new)
+    copy(connection, "products (product_id, attributes)", new)
     described = chunk.products.filter(pc.and_(known, chunk.described))
     updated = _update_products(connection, described) if len(described) else 0
     return _Tally(products_new=len(new), products_updated=updated)
@@ -328,7 +339,7 @@ def _update_products(connection: Connection, lines: pa.StringArray) -> int:
                 (product_id text, attributes jsonb) ON COMMIT DROP
         """)
     )
-    copy(connection, f"given_products {_PRODUCT}", lines)
+    copy(connection, "given_products", lines)
     return connection.execute(
         text("""
             UPDATE products p SET attributes = g.attributes, updated_at = now()
