@@ -5,6 +5,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 _MAX_SHOWN = 300
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
+_PLACE = r"(?:\[[^\s=\]]*\]|[^\s=:/,\[]*)(?::[0-9]*)?"
+_ADDRESS = re.compile(rf"{_PLACE}(?:,{_PLACE})*(?:/[^\s=:]*)?")
 _HARMLESS = frozenset({"host", "port", "sslmode", "dbname", "region", "scheme"})
 
 
@@ -52,6 +54,9 @@ def mask_dsn(dsn: str) -> str:
     if not there or any(mark in user for mark in "/?#"):
         return "***"
     address, asked, query = place.partition("?")
+    # What is not a host, a port of digits and a name may be anything.
+    if not _ADDRESS.fullmatch(address):
+        return "***"
     shown = "&".join(
         item if name in _HARMLESS else f"{name}=***"
         for item in query.split("&")

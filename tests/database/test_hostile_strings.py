@@ -4,6 +4,7 @@
 statements. A table of the user's own stands beside ours; nothing may change that either.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -40,7 +41,13 @@ FRAGMENTS = (
     "\ud800", "\udfff", "\udc80", "\U0001f600", "é", "中", "\\N", "\\.", "\\x41", "\\u0000",
     "'; DROP TABLE images; --", "' OR '1'='1", '{"event": "forged"}', ",", "|", "NULL", " ", "a",
 )  # fmt: skip
-HOSTILE = st.lists(st.sampled_from(FRAGMENTS) | st.characters(), max_size=8).map("".join)
+# Halves of one character side by side, which no file and no driver brings: JSON makes it whole.
+HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+HOSTILE = (
+    st.lists(st.sampled_from(FRAGMENTS) | st.characters(), max_size=8)
+    .map("".join)
+    .map(lambda string: HALVES.sub("", string))
+)
 LONG = (
     "x" * 1_000_000,
     "'" * 1_000_000,

@@ -87,6 +87,9 @@ def test_unescaped_characters_in_a_password_do_not_show_it(mark: str) -> None:
         "me:secret@db/shop",
         "secret",
         "postgresql://db/x?password=secret@y",
+        "postgresql://db/shop password=secret",
+        "postgresql://db:secret/shop",
+        "postgresql://db,other:secret/shop",
     ],
 )
 def test_what_is_no_url_is_not_shown_at_all(dsn: str) -> None:
