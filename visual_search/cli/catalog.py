@@ -252,7 +252,6 @@ def _removal_sentence(removed: "Removed", *, dry_run: bool) -> str:
     return f"{'would remove' if dry_run else 'removed'} {gone}{unknown}{vectors}"
 
 
-
 def _stats_text(found: "CatalogueStats") -> str:
     facts: list[tuple[object, ...]] = [
         ("images", f"{found.images:,}"),
