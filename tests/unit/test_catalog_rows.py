@@ -34,7 +34,7 @@ HOSTILE_CHARACTERS = "a'\"%\\\t\n\r\0\u202e\ud800\udfff,;{}N/?#@:é中😀 \x7f\
         ("http://user:secret@shop.test/", "shop.test"),
         ("http://[2001:db8::1]:81/1.jpg", "[2001:db8::1]:81"),
         ("http://shop.test/a b\\c'd\"%20é", "shop.test"),
-        ("http://bücher.test/1.jpg", "bücher.test"),
+        ("http://Bücher.test:81/1.jpg", "xn--bcher-kva.test:81"),
         ("http://a/" + "x" * (MAX_URL_CHARS - 9), "a"),
     ],
 )
@@ -63,6 +63,7 @@ def test_a_url_is_kept_as_it_is_with_its_host(url: str, host: str) -> None:
         ("http://h:99999/", "the URL's host or port cannot be read"),
         ("http://[::1/", "the URL's host or port cannot be read"),
         ("http://user@/", "the URL's host or port cannot be read"),
+        (f"http://{'é' * 64}.test/", "the URL's host or port cannot be read"),
     ],
 )
 def test_a_bad_url_is_refused_with_the_reason(url: object, reason: str) -> None:

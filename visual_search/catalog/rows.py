@@ -7,6 +7,8 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from yarl import URL
+
 MAX_URL_CHARS: Final = 8_192
 MAX_ATTRIBUTES_BYTES: Final = 1_000_000
 # Both columns of product_images' key fit one index entry (2,704 bytes) up to this length.
@@ -72,7 +74,7 @@ class RefusedRowError(ValueError):
 def host_of(url: str) -> str:
     """The host of an http(s) URL as `images.host` has it: `shop.test`, `shop.test:8080`, `[::1]`.
 
-    Lower case, with the port unless it is the scheme's own.
+    In ASCII and lower case, as downloads name it, with the port unless it is the scheme's own.
 
     Raises:
         ValueError: Host or port cannot be read.
@@ -81,6 +83,8 @@ def host_of(url: str) -> str:
     host = parts.hostname
     if not host:
         raise ValueError("no host")
+    if not host.isascii():
+        host = URL.build(scheme="http", host=host).raw_host or ""
     if ":" in host:
         host = f"[{host}]"
     if parts.port is None or parts.port == _DEFAULT_PORTS.get(parts.scheme):

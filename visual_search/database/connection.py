@@ -56,6 +56,8 @@ _CONNECT_ARGS: Final = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
+    # Keepalives do not watch over what was sent and is not acknowledged.
+    "tcp_user_timeout": 60_000,
 }
 
 
