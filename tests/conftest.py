@@ -1,6 +1,7 @@
 """Fixtures that every test may use: a real Postgres, a real image server, the shared data."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Side by side, each with a thread for every core, they would wait for each other. It is read
     # when torch is first imported, here and in the processes that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores it, and so would every process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 TEMPLATE = "vsearch_template"

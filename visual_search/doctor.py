@@ -101,7 +101,7 @@ def _device(settings: Settings) -> Finding:
 def _dns(database: Database | None) -> Finding:
     host = None if database is None else database.run(catalog.newest_host)
     if host is None:
-        return Finding(subject="DNS", ok=True, detail="not tried: no image to look up a host of")
+        return Finding(subject="DNS", ok=True, detail="not tried: no image has a host with a name")
     try:
         socket.getaddrinfo(host, 443)
     except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name

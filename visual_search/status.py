@@ -101,6 +101,18 @@ def count_claimable(connection: Connection, model_key: ModelKey) -> int:
     return claimable
 
 
+def has_failures(connection: Connection, model_key: ModelKey) -> bool:
+    """Whether an image is failed, and will not be tried again by itself."""
+    found: bool = connection.execute(
+        text("""
+            SELECT EXISTS (SELECT FROM extractions
+                           WHERE model_key = :model_key AND status = 'failed')
+        """),
+        {"model_key": model_key},
+    ).scalar_one()
+    return found
+
+
 def count_images(database: Database) -> int:
     """How many images the catalogue has."""
     with database.transaction() as connection:

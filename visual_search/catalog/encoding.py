@@ -106,7 +106,9 @@ def decode_object(line: str) -> dict[str, Any]:
     try:
         value = _decode(line)
     except json.JSONDecodeError as error:
-        raise RefusedRowError(f"not JSON: {error.msg} at position {error.pos + 1}") from None
+        raise RefusedRowError(
+            f"not JSON: {error.msg.removesuffix(' at')} at position {error.pos + 1}"
+        ) from None
     except ValueError as error:
         raise RefusedRowError(f"not JSON: {printable(str(error), 100)}") from None
     except RecursionError:

@@ -244,7 +244,7 @@ def _delimited_rows(reader: Any, picked: _Picked) -> Rows:
                         yield from block.records()
                 elif cells:
                     yield from block.records()
-                    reason = f"{len(cells)} cells, the header has {picked.width}"
+                    reason = f"the header has {picked.width} cells, this row {len(cells)}"
                     yield BadRow(line=line, reason=reason)
                 line = reader.line_num + 1
         except csv.Error as error:

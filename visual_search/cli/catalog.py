@@ -225,7 +225,7 @@ def _check_kept(source: str, rows: int, bad: int, *, as_json: bool) -> None:
     if as_json:
         raise typer.Exit(int(ExitCode.FAILED))
     if bad:
-        raise RunError(f"no row of {source} could be taken: all {bad:,} are bad")
+        raise RunError(f"no row of {source} could be taken; {counted(bad, 'bad row')}")
     raise RunError(f"{source} has no rows; nothing was imported")
 
 
@@ -243,8 +243,8 @@ def _removal_sentence(removed: "Removed", *, dry_run: bool) -> str:
     names = counted(removed.unknown, "name")
     unknown = f"; {names} not in the catalogue" if removed.unknown else ""
     vectors = (
-        f"\n{counted(removed.vectors, 'vector')} of theirs stay in shards that are already "
-        "written; readers leave them out by joining on image_id with the catalogue"
+        f"\nshards that are already written keep {counted(removed.vectors, 'vector')} of theirs; "
+        "readers leave them out by joining on image_id with the catalogue"
         if removed.vectors
         else ""
     )

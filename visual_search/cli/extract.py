@@ -131,13 +131,14 @@ def sentence(result: "ModelResult") -> str:
     if result.waiting:
         due = "" if result.due_in_s is None else f" (next in {duration(max(0, result.due_in_s))})"
         waiting = f"; {result.waiting:,} waiting for their next attempt{due}"
+    ledger = "; see `vsearch failures list`" if result.any_failed else ""
     if result.run_id is None:
-        return f"{result.model}: nothing to do{waiting}"
+        return f"{result.model}: nothing to do{waiting}{ledger}"
     figures = result.figures
     rate = f", {figures.images_per_second:.1f} images/s" if figures.images_per_second else ""
     return (
         f"{result.model}: {figures.done:,} done, {figures.failed:,} failed, "
-        f"{counted(result.shards, 'shard')}{rate}{waiting}"
+        f"{counted(result.shards, 'shard')}{rate}{waiting}{ledger}"
     )
 
 

@@ -49,6 +49,7 @@ class ModelResult:
         run_id: `None` where there was nothing to do, or no run could start.
         waiting: Images that are pending but not due yet.
         due_in_s: Seconds until the first of them is due.
+        any_failed: Whether images, of this run or an earlier one, are failed now.
         error: The one sentence of what stopped it.
     """
 
@@ -59,6 +60,7 @@ class ModelResult:
     shards: int = 0
     waiting: int = 0
     due_in_s: float | None = None
+    any_failed: bool = False
     exit_code: ExitCode = ExitCode.OK
     error: str | None = None
 
@@ -201,14 +203,15 @@ def _nothing_to_do(
 ) -> ModelResult | None:
     """The result of a run that need not start; no model is loaded to find out."""
 
-    def step(connection: Connection) -> tuple[int, claim.Outlook]:
+    def step(connection: Connection) -> tuple[int, claim.Outlook, bool]:
         claim.rescue_images(connection, model.model_key, lease_s=settings.extract.lease_s)
         return (
             status.count_claimable(connection, model.model_key),
             claim.outlook(connection, model.model_key),
+            status.has_failures(connection, model.model_key),
         )
 
-    claimable, outlook = database.run(step)
+    claimable, outlook, any_failed = database.run(step)
     soon = outlook.next_in_s
     if claimable or (soon is not None and soon <= settings.extract.wait_s):
         return None
@@ -217,6 +220,7 @@ def _nothing_to_do(
         model_id=model.model_id,
         waiting=outlook.waiting,
         due_in_s=outlook.due_in_s,
+        any_failed=any_failed,
     )
 
 
@@ -275,6 +279,7 @@ def _run(
         shards=run.shards,
         waiting=outlook.waiting if outlook else 0,
         due_in_s=outlook.due_in_s if outlook else None,
+        any_failed=run.figures().failed > 0,
         exit_code=error.exit_code if error else ExitCode.OK,
         error=str(error) if error else None,
     )
