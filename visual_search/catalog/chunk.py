@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -37,6 +38,8 @@ _BLOCK_BYTES: Final = 4_000_000
 _PLAIN_URL: Final = r"^https?://(?P<host>[a-z0-9][a-z0-9._-]*)(?:/[ -\[\]-~]*)?$"
 # Some of these Postgres cannot hold.
 _ODD_ATTRIBUTES: Final = r"\\u(?:d|0000)"
+
+_attributes_of: Final = attrgetter("attributes")
 
 T = TypeVar("T")
 Positions = npt.NDArray[np.int64]
@@ -74,8 +77,8 @@ class Chunk:
 def collect(rows: Rows, refuse: Callable[[BadRow], None]) -> Iterator["Collected"]:
     """Check rows and hand them on, so many at a time as a chunk has; hand bad ones to `refuse`."""
     collected = Collected()
-    while block := _block(rows, MAX_ROWS - collected.rows):
-        for bad in collected.add(block):
+    while any(block := _block(rows, MAX_ROWS - collected.rows)):
+        for bad in collected.add(*block):
             refuse(bad)
         if collected.full:
             yield collected
@@ -84,15 +87,21 @@ def collect(rows: Rows, refuse: Callable[[BadRow], None]) -> Iterator["Collected
         yield collected
 
 
-def _block(rows: Rows, limit: int) -> list[Record | BadRow]:
+def _block(rows: Rows, limit: int) -> tuple[list[Record], list[BadRow]]:
     """The next rows, few enough to stay in the processor's cache while they are worked on."""
-    block: list[Record | BadRow] = []
+    records: list[Record] = []
+    bad: list[BadRow] = []
     size = 0
     wanted = min(_BLOCK_ROWS, limit)
-    while size < _BLOCK_BYTES and (some := list(islice(rows, min(64, wanted - len(block))))):
-        block += some
-        size += sum(len(row.attributes or "") for row in some if isinstance(row, Record))
-    return block
+    while size < _BLOCK_BYTES and (
+        some := list(islice(rows, min(64, wanted - len(records) - len(bad))))
+    ):
+        good = [row for row in some if isinstance(row, Record)]
+        if len(good) < len(some):
+            bad += [row for row in some if isinstance(row, BadRow)]
+        records += good
+        size += sum(map(len, filter(None, map(_attributes_of, good))))
+    return records, bad
 
 
 class Collected:
@@ -107,22 +116,20 @@ class Collected:
     def full(self) -> bool:
         return self.rows >= MAX_ROWS or self._bytes >= _MAX_BYTES
 
-    def add(self, block: Sequence[Record | BadRow]) -> list[BadRow]:
-        """Take the rows that are good; return the others."""
-        records = [row for row in block if isinstance(row, Record)]
-        bad = [row for row in block if isinstance(row, BadRow)]
+    def add(self, records: Sequence[Record], bad: Sequence[BadRow]) -> list[BadRow]:
+        """Take the rows that are good; return all others in their order."""
         if not records:
-            return bad
+            return list(bad)
         checked = _Checked(records)
         columns = checked.columns()
         self._blocks.append(columns)
         self._bytes += sum(column.nbytes for column in columns)
         self.rows += len(columns.keys)
-        bad += (
+        refused = (
             BadRow(line=records[position].line, reason=reason)
             for position, reason in checked.refused.items()
         )
-        return sorted(bad, key=lambda row: row.line)
+        return sorted((*bad, *refused), key=lambda row: row.line)
 
     def chunk(self) -> Chunk:
         """All of them in the order and form in which they are stored."""

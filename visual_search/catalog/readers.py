@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -255,6 +256,10 @@ def _delimited_rows(reader: Any, picked: _Picked) -> Rows:
             return
 
 
+# As Record._make does, without a call of Python for each row.
+_RECORD: Final = partial(tuple.__new__, Record)
+
+
 class _Cells:
     """Rows of text cells that become records together: by columns it takes half the time."""
 
@@ -271,9 +276,10 @@ class _Cells:
         columns = list(zip(*self.rows, strict=True))
         ids = (self._picked.url, self._picked.image_key, self._picked.product_id)
         url, key, product = (repeat(None) if n is None else columns[n] for n in ids)
-        cells = [columns[n] for n in self._picked.positions]
-        attributes = self._encode(cells) if cells else repeat(None)
-        yield from map(Record, self.lines, url, key, product, attributes)
+        described = [columns[n] for n in self._picked.positions]
+        attributes = self._encode(described) if described else repeat(None)
+        cells = zip(self.lines, url, key, product, attributes, strict=False)  # some are endless
+        yield from map(_RECORD, cells)
         self.lines.clear()
         self.rows.clear()
 
