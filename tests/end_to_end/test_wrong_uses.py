@@ -168,6 +168,14 @@ def test_no_model_named(place: Workplace) -> None:
     assert "--model" in sentence(place.vsearch("extract", "--all-models"), 2)
 
 
+@pytest.mark.parametrize(
+    "command", ["failures list", "failures retry", "shards list", "shards verify", "runs list"]
+)
+def test_a_model_that_has_not_run_is_no_empty_list(place: Workplace, command: str) -> None:
+    said = sentence(place.vsearch(*command.split(), "--model", "nosuch"), 2)
+    assert "model 'nosuch' has not run on this catalogue" in said
+
+
 def test_unknown_reason_and_run(place: Workplace) -> None:
     assert "not_found" in sentence(place.vsearch("failures", "list", "--reason", "bad"), 2)
     assert "vsearch runs list" in sentence(place.vsearch("runs", "show", "ffff"), 2)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from visual_search.cli.context import CliContext, counted, echo_json, moment, table
-from visual_search.errors import FailureReason, ModelError, SettingsError
+from visual_search.errors import FailureReason, SettingsError
 
 app = typer.Typer(no_args_is_help=True, help="Which images failed, why, and trying them again.")
 
@@ -35,11 +35,13 @@ def list_(
     from dataclasses import asdict, replace
 
     from visual_search.failures import list_failures
+    from visual_search.models import registry
     from visual_search.redaction import redact_urls
 
     cli: CliContext = context.obj
     wanted = _reason(reason)
     with cli.database() as database, database.transaction() as connection:
+        registry.check_known(connection, model)
         # A key may be the URL that the image had at first, which may be signed like the others.
         failures = [
             replace(failure, image_key=redact_urls(failure.image_key))
@@ -95,13 +97,12 @@ def retry(
     reasons = [wanted for name in reason or [] if (wanted := _reason(name))] or None
     total = 0
     with cli.database() as database, database.transaction() as connection:
+        registry.check_known(connection, model)
         chosen = [
             known
             for known in registry.registered(connection)
             if (known.active if model is None else model in (known.name, known.model_id))
         ]
-        if model is not None and not chosen:
-            raise ModelError(f"model {model!r} has not run on this catalogue; see `vsearch status`")
         for known in chosen:
             total += retry_failed(connection, model_key=known.model_key, reasons=reasons)
     typer.echo(f"{counted(total, 'image')} will be tried again by the next `vsearch extract`")

@@ -29,10 +29,12 @@ def list_(
       vsearch runs list
       vsearch runs list --model resnet18 --limit 5 --json
     """
+    from visual_search.models import registry
     from visual_search.runs import as_document, list_runs
 
     cli: CliContext = context.obj
     with cli.database() as database, database.transaction() as connection:
+        registry.check_known(connection, model)
         runs = list_runs(connection, model=model, limit=limit)
     if as_json:
         echo_json({"runs": [as_document(run) for run in runs]})

@@ -32,11 +32,13 @@ def list_(
       vsearch shards list --model resnet18 --paths
       vsearch shards list --json | jq -r '.shards[].uri'
     """
+    from visual_search.models import registry
     from visual_search.record import list_shards
     from visual_search.shard import local_path
 
     cli: CliContext = context.obj
     with cli.database() as database, database.transaction() as connection:
+        registry.check_known(connection, model)
         shards = list_shards(connection, model=model)
     if as_json:
         echo_json({"shards": [asdict(shard) for shard in shards]})
@@ -80,6 +82,7 @@ def verify(
       vsearch shards verify
       vsearch shards verify --model resnet18 --repair
     """
+    from visual_search.models import registry
     from visual_search.record import list_shards
     from visual_search.upkeep import find_damaged
     from visual_search.upkeep import repair as repair_shards
@@ -87,6 +90,7 @@ def verify(
     cli: CliContext = context.obj
     with cli.database() as database:
         with database.transaction() as connection:
+            registry.check_known(connection, model)
             shards = list_shards(connection, model=model)
         damaged = find_damaged(shards)
         again = repair_shards(database, damaged) if repair else 0

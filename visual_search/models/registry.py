@@ -59,6 +59,23 @@ def active(connection: Connection, name: str) -> RegisteredModel | None:
     )
 
 
+def check_known(connection: Connection, model: str | None) -> None:
+    """Look whether a model that the user named, by name or id, has run on this catalogue.
+
+    Raises:
+        ModelError: It has not.
+    """
+    known = connection.execute(
+        text("""
+            SELECT CAST(:model AS text) IS NULL
+                OR EXISTS (SELECT FROM models WHERE :model IN (name, model_id))
+        """),
+        {"model": model},
+    ).scalar_one()
+    if not known:
+        raise ModelError(f"model {model!r} has not run on this catalogue; see `vsearch status`")
+
+
 def find(connection: Connection, model_id: str) -> RegisteredModel | None:
     """The one with this id, active or not."""
     return next((model for model in registered(connection) if model.model_id == model_id), None)
