@@ -101,7 +101,7 @@ def test_a_working_day(place: Workplace) -> None:
     assert ended.code == 0, ended
     assert ended.out.startswith("tiny: 5 done, 1 failed, 1 shard")
     again = place.vsearch("extract", "--all-models")
-    assert (again.code, again.out) == (0, "tiny: nothing to do\n")
+    assert (again.code, again.out) == (0, "tiny: nothing to do; see `vsearch failures list`\n")
 
     (model,) = document(place.vsearch("status", "--json"))["models"]
     assert (model["total"], model["done"], model["failed"]) == (6, 5, 1)
