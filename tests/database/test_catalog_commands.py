@@ -171,7 +171,7 @@ def test_a_removal_says_what_went_and_what_stays(place: Workplace) -> None:
     foreseen = place.vsearch("catalog", "remove", path, "--dry-run")
     assert foreseen.code == 0, foreseen
     assert foreseen.out.startswith("would remove 2 images and 0 products; 1 name not in")
-    assert "2 vectors of theirs stay" in foreseen.out
+    assert "keep 2 vectors of theirs" in foreseen.out
     assert foreseen.err.startswith(f"{path}:4: the URL does not begin with")
     removed = place.vsearch("catalog", "remove", path)
     assert removed.out == foreseen.out.replace("would remove", "removed")
