@@ -1,6 +1,6 @@
 """Checked rows, ready to be stored in one transaction.
 
-Whole columns are worked on: taken one by one, rows would cost three times as much.
+Whole columns are worked on: taken one by one, rows would cost twice as much.
 """
 
 from collections.abc import Callable, Iterator, Sequence

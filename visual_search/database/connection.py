@@ -64,6 +64,8 @@ _CONNECT_ARGS: Final = {
 class Database:
     """One process's access to the database: at most two connections, short transactions.
 
+    A query of the user's own has a third, for as long as its rows are read.
+
     Every transaction sees the tables of `schema` first. Nothing is kept between transactions, so
     a pooler such as PgBouncer may stand in between.
     """
