@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pytest
 from sqlalchemy import text
 
 from visual_search.database.connection import Database
@@ -24,6 +25,12 @@ def add_urls(database: Database, urls: Sequence[str]) -> None:
             """),
             {"urls": list(urls)},
         )
+
+
+def use_small_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Import so many rows a transaction."""
+    monkeypatch.setattr("visual_search.catalog.rows.BLOCK_ROWS", rows)
+    monkeypatch.setattr("visual_search.catalog.chunk.MAX_ROWS", rows)
 
 
 def make_model(database: Database, name: str = "tiny") -> ModelKey:

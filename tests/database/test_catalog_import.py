@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 
-from tests.catalogue import make_model, statuses
+from tests.catalogue import make_model, statuses, use_small_chunks
 from visual_search import claim
 from visual_search.catalog import Columns, Imported, Source, import_images, store
 from visual_search.catalog.chunk import Chunk, collect
-from visual_search.catalog.readers import table_rows
+from visual_search.catalog.readers import table_blocks
 from visual_search.database.connection import Database
 from visual_search.errors import UsageError
 
@@ -38,7 +38,7 @@ def stored(connection: Connection, chunk: Chunk) -> store._Tally:
 def source(
     names: Sequence[str], rows: Sequence[Sequence[Any]], columns: Columns | None = None
 ) -> Source:
-    return Source(name="rows", rows=table_rows(names, rows, columns or Columns(), "rows"))
+    return Source(name="rows", blocks=table_blocks(names, rows, columns or Columns(), "rows"))
 
 
 def urls(start: int, stop: int) -> list[tuple[str]]:
@@ -55,7 +55,7 @@ def import_rows(
 
 
 def chunk_of(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Chunk:
-    (collected,) = collect(source(names, rows).rows, lambda _bad: None)
+    (collected,) = collect(source(names, rows).blocks, lambda _bad: None)
     return collected.chunk()
 
 
@@ -218,28 +218,28 @@ def test_bad_rows_are_counted_listed_and_left_out(database: Database) -> None:
 def test_progress_is_told_after_each_chunk(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visual_search.catalog.chunk.MAX_ROWS", 2)
+    use_small_chunks(monkeypatch, 2)
     told: list[tuple[int, int]] = []
     import_images(
         database,
         source(("image_url",), [*urls(0, 2), ("",), *urls(2, 5)]),
         on_progress=lambda rows, bad: told.append((rows, bad)),
     )
-    assert [rows for rows, _ in told] == [2, 4, 5]
+    assert [rows for rows, _ in told] == [2, 5]
     assert told[-1] == (5, 1)
 
 
 def test_a_source_that_breaks_off_leaves_what_was_stored(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visual_search.catalog.chunk.MAX_ROWS", 2)
+    use_small_chunks(monkeypatch, 2)
 
     def breaking() -> Iterator[Any]:
-        yield from source(("image_url",), urls(0, 5)).rows
+        yield from source(("image_url",), urls(0, 5)).blocks
         raise UsageError("the disk is gone")
 
     with pytest.raises(UsageError, match="the disk is gone"):
-        import_images(database, Source(name="rows", rows=breaking()))
+        import_images(database, Source(name="rows", blocks=breaking()))
     assert select(database, "SELECT count(*) FROM images") == [(4,)]
 
 
@@ -351,7 +351,7 @@ def test_imports_of_the_same_rows_at_once_take_turns(
 def test_many_chunks_of_two_imports_mix_without_harm(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visual_search.catalog.chunk.MAX_ROWS", 7)
+    use_small_chunks(monkeypatch, 7)
     rows = urls(0, 200)
     with another(database_url) as other, ThreadPoolExecutor(2) as executor:
         ways = ((database, rows), (other, rows[::-1]))
@@ -392,7 +392,7 @@ def test_an_import_waits_for_seeding_under_way(database: Database, database_url:
 def test_an_import_goes_on_after_its_connection_was_cut(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visual_search.catalog.chunk.MAX_ROWS", 10)
+    use_small_chunks(monkeypatch, 10)
     cut: list[tuple[Any, ...]] = []
 
     def cut_once(_rows: int, _bad: int) -> None:

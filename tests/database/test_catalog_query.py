@@ -5,6 +5,7 @@ from itertools import islice
 import pytest
 from sqlalchemy import make_url, text
 
+from tests.catalogue import use_small_chunks
 from tests.database.test_catalog_import import another, select
 from visual_search.catalog import Columns, Imported, import_images, open_query
 from visual_search.catalog.rows import BadRow, Record
@@ -154,7 +155,7 @@ def test_a_querys_own_error_is_one_sentence(shop: Database, sql: str, said: str)
 def test_an_error_on_the_way_leaves_what_was_stored(
     shop: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visual_search.catalog.chunk.MAX_ROWS", 1_000)
+    use_small_chunks(monkeypatch, 1_000)
     sql = "SELECT 'http://h.test/' || n / (n - 2500) AS image_url FROM generate_series(1, 9999) n"
     assert "division by zero" in complaint(shop, sql)
     ((images,),) = select(shop, "SELECT count(*) FROM images")

@@ -294,7 +294,7 @@ def test_an_image_that_gets_another_url_meanwhile_stays(
     with another(database_url) as other:
         with database.transaction() as importing:
             (collected,) = collect(
-                source(("photo", "image_url"), [("a", H.format("new"))], columns).rows,
+                source(("photo", "image_url"), [("a", H.format("new"))], columns).blocks,
                 lambda _bad: None,
             )
             stored(importing, collected.chunk())

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL
 from tests.conftest import TEMPLATE
 from visual_search import claim, failures, hosts, models, record, runs
 from visual_search.catalog import Columns, Source, import_images, remove_images
-from visual_search.catalog.readers import table_rows
+from visual_search.catalog.readers import table_blocks
 from visual_search.claim import Suspicion
 from visual_search.database import migrate
 from visual_search.database.connection import Database, quoted
@@ -188,14 +188,16 @@ Row = tuple[str, str, str, Any]
 
 def import_rows(database: Database, rows: Sequence[Row]) -> set[int]:
     """Positions of those that were not taken."""
-    cells = table_rows(("key", "url", "product", "attribute"), rows, COLUMNS, "rows")
-    found = import_images(database, Source(name="rows", rows=cells))
+    cells = table_blocks(("key", "url", "product", "attribute"), rows, COLUMNS, "rows")
+    found = import_images(database, Source(name="rows", blocks=cells))
     return {bad.line - 1 for bad in found.bad_rows}
 
 
 def remove(database: Database, keys: Sequence[str]) -> None:
-    cells = table_rows(("key",), [(key,) for key in keys], Columns(url=None, image_key="key"), "r")
-    remove_images(database, Source(name="rows", rows=cells))
+    cells = table_blocks(
+        ("key",), [(key,) for key in keys], Columns(url=None, image_key="key"), "r"
+    )
+    remove_images(database, Source(name="rows", blocks=cells))
 
 
 def check_import(shop: Shop, rows: Sequence[Row]) -> None:

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from visual_search.catalog import chunk
 from visual_search.catalog.rows import (
+    BLOCK_ROWS,
     BadRow,
     Record,
     RefusedRowError,
     checked_attributes,
     checked_id,
     checked_url,
+    in_blocks,
 )
 
 Row = tuple[object, object, object, str | None]
@@ -90,7 +92,7 @@ class OneByOne:
 @given(st.one_of(ROWS, URLS_ONLY))
 def test_rows_taken_as_columns_are_what_they_are_one_by_one(rows: list[Row | None]) -> None:
     bad: list[BadRow] = []
-    chunks = list(chunk.collect(numbered(rows), bad.append))
+    chunks = list(chunk.collect(in_blocks(numbered(rows)), bad.append))
     expected = OneByOne(rows)
     assert {row.line: row.reason for row in bad} == expected.bad
     assert sum(taken.rows for taken in chunks) == len(rows) - len(bad)
@@ -116,7 +118,9 @@ def test_rows_taken_as_columns_are_what_they_are_one_by_one(rows: list[Row | Non
     )
 
 
-def test_a_chunk_has_no_more_rows_than_its_limit() -> None:
-    rows = [(f"http://h.test/{n}", None, None, None) for n in range(chunk.MAX_ROWS + 1)]
-    chunks = list(chunk.collect(numbered(rows), lambda _bad: None))
-    assert [taken.rows for taken in chunks] == [chunk.MAX_ROWS, 1]
+def test_a_chunk_has_its_limit_of_rows_and_at_most_a_block_more() -> None:
+    rows = [(f"http://h.test/{n}", None, None, None) for n in range(chunk.MAX_ROWS + BLOCK_ROWS)]
+    chunks = list(chunk.collect(in_blocks(numbered(rows)), lambda _bad: None))
+    assert len(chunks) == 2
+    assert chunk.MAX_ROWS <= chunks[0].rows < chunk.MAX_ROWS + BLOCK_ROWS
+    assert sum(taken.rows for taken in chunks) == len(rows)

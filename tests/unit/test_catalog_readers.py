@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from visual_search.catalog.chunk import collect
+from visual_search.catalog.columns import Columns
 from visual_search.catalog.readers import Format, open_file
-from visual_search.catalog.rows import BadRow, Columns, Record
+from visual_search.catalog.rows import BadRow, Record
 from visual_search.errors import ExitCode, UsageError
 
 URL = "http://h.test/{}.jpg"
@@ -32,7 +33,7 @@ def refused(path: Path | str, columns: Columns | None = None, **options: Any) ->
     """Bad rows by line, those that a chunk refuses included."""
     bad: list[BadRow] = []
     with open_file(str(path), columns=columns, **options) as source:
-        for _ in collect(source.rows, bad.append):
+        for _ in collect(source.blocks, bad.append):
             pass
     return {row.line: row.reason for row in bad}
 
@@ -200,7 +201,7 @@ def test_bad_rows_of_a_table_cost_only_themselves(tmp_path: Path) -> None:
         16: "the URL has a control character at position 16",
     }
     with open_file(str(path)) as source:
-        (chunk,) = collect(source.rows, lambda _row: None)
+        (chunk,) = collect(source.blocks, lambda _row: None)
     assert chunk.rows == 2
 
 

@@ -7,11 +7,12 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visual_search.catalog.encoding import cell_encoder, decode_object, encode_object
+from visual_search.catalog.encoding import CellEncoder, decode_object, encode_object
 from visual_search.catalog.rows import (
     MAX_ATTRIBUTES_BYTES,
     MAX_URL_CHARS,
@@ -140,30 +141,45 @@ def test_any_other_id_is_refused(value: object, reason: str) -> None:
     ],
 )
 def test_the_form_of_a_cell_says_what_it_is(cell: str, value: object) -> None:
-    encode = cell_encoder(["x"])
-    for _ in range(2):  # the second time from memory
-        (encoded,) = encode([[cell]])
-        assert encoded is not None
-        decoded = json.loads(encoded)["x"]
+    encoded = encoded_both_ways(["x"], [[cell], [cell], ["other"]])[:2]
+    for text in encoded:
+        assert text is not None
+        decoded = json.loads(text)["x"]
         assert (decoded, type(decoded)) == (value, type(value))
 
 
+def encoded_both_ways(names: list[str], rows: list[list[str]]) -> list[str | None]:
+    """Row by row, and by columns with the same result."""
+    encoder = CellEncoder(names)
+    one_by_one = [encoder.row(row) for row in rows]
+    columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+    assert encoder.columns(columns).to_pylist() == one_by_one
+    return one_by_one
+
+
 def test_a_price_keeps_its_digits() -> None:
-    encode = cell_encoder(["price", "size"])
-    assert list(encode([["12.50", "0.10"], ["", ""]])) == ['{"price":12.50}', '{"price":0.10}']
+    rows = [["12.50", ""], ["0.10", ""]]
+    assert encoded_both_ways(["price", "size"], rows) == ['{"price":12.50}', '{"price":0.10}']
 
 
 def test_empty_cells_are_no_attributes() -> None:
-    encode = cell_encoder(["a", "b"])
-    assert list(encode([["", "x", ""], ["", "", "y"]])) == [None, '{"a":"x"}', '{"b":"y"}']
+    rows = [["", ""], ["x", ""], ["", "y"]]
+    assert encoded_both_ways(["a", "b"], rows) == [None, '{"a":"x"}', '{"b":"y"}']
     assert encode_object({"a": None, "b": math.nan}) is None
 
 
-def test_a_column_of_many_values_is_encoded_the_same_all_along() -> None:
-    encode = cell_encoder(["n", "title"])
-    for n in range(10_000):
-        (encoded,) = encode([[str(n)], [f"no. {n}"]])
-        assert encoded == f'{{"n":{n},"title":"no. {n}"}}'
+CELLS = st.text('01.-+e"\\é\n tTrRuUeE', max_size=6) | st.sampled_from(
+    ("true", "True", "TRUE", "false", "False", "FALSE", "1" * 16, "1" * 17, "\u2028", "😀")
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(CELLS, min_size=2, max_size=2), min_size=1, max_size=20))
+def test_columns_of_cells_are_what_their_rows_are(rows: list[list[str]]) -> None:
+    for row, text in zip(rows, encoded_both_ways(['"a"', "b"], rows), strict=True):
+        assert (text is None) == (row == ["", ""])
+        shown = {} if text is None else json.loads(text)
+        assert list(shown) == [n for n, cell in zip(('"a"', "b"), row, strict=True) if cell]
 
 
 def test_values_with_types_survive() -> None:

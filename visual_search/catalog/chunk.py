@@ -3,26 +3,25 @@
 Whole columns are worked on: taken one by one, rows would cost twice as much.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
-from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visual_search.catalog.readers import Rows
+from visual_search.catalog.arrays import Positions, joined, patched, where
 from visual_search.catalog.rows import (
     MAX_ATTRIBUTES_BYTES,
     MAX_PRODUCT_ID_BYTES,
     MAX_URL_CHARS,
     BadRow,
-    Record,
+    Block,
+    Blocks,
+    Column,
     RefusedRowError,
     checked_attributes,
     checked_id,
@@ -31,19 +30,13 @@ from visual_search.catalog.rows import (
 
 MAX_ROWS: Final = 20_000
 _MAX_BYTES: Final = 32_000_000
-_BLOCK_ROWS: Final = 512
-_BLOCK_BYTES: Final = 4_000_000
 
 # A URL whose host is what it looks like, and in which nothing is escaped. Nearly all are such.
 _PLAIN_URL: Final = r"^https?://(?P<host>[a-z0-9][a-z0-9._-]*)(?:/[ -\[\]-~]*)?$"
 # Some of these Postgres cannot hold.
 _ODD_ATTRIBUTES: Final = r"\\u(?:d|0000)"
 
-_attributes_of: Final = attrgetter("attributes")
-
 T = TypeVar("T")
-Positions = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,34 +67,17 @@ class Chunk:
     linked_images: Positions = field(repr=False)
 
 
-def collect(rows: Rows, refuse: Callable[[BadRow], None]) -> Iterator["Collected"]:
+def collect(blocks: Blocks, refuse: Callable[[BadRow], None]) -> Iterator["Collected"]:
     """Check rows and hand them on, so many at a time as a chunk has; hand bad ones to `refuse`."""
     collected = Collected()
-    while any(block := _block(rows, MAX_ROWS - collected.rows)):
-        for bad in collected.add(*block):
+    for block in blocks:
+        for bad in collected.add(block):
             refuse(bad)
         if collected.full:
             yield collected
             collected = Collected()
     if collected.rows:
         yield collected
-
-
-def _block(rows: Rows, limit: int) -> tuple[list[Record], list[BadRow]]:
-    """The next rows, few enough to stay in the processor's cache while they are worked on."""
-    records: list[Record] = []
-    bad: list[BadRow] = []
-    size = 0
-    wanted = min(_BLOCK_ROWS, limit)
-    while size < _BLOCK_BYTES and (
-        some := list(islice(rows, min(64, wanted - len(records) - len(bad))))
-    ):
-        good = [row for row in some if isinstance(row, Record)]
-        if len(good) < len(some):
-            bad += [row for row in some if isinstance(row, BadRow)]
-        records += good
-        size += sum(map(len, filter(None, map(_attributes_of, good))))
-    return records, bad
 
 
 class Collected:
@@ -116,20 +92,20 @@ class Collected:
     def full(self) -> bool:
         return self.rows >= MAX_ROWS or self._bytes >= _MAX_BYTES
 
-    def add(self, records: Sequence[Record], bad: Sequence[BadRow]) -> list[BadRow]:
+    def add(self, block: Block) -> list[BadRow]:
         """Take the rows that are good; return all others in their order."""
-        if not records:
-            return list(bad)
-        checked = _Checked(records)
+        if not len(block.lines):
+            return list(block.bad)
+        checked = _Checked(block)
         columns = checked.columns()
         self._blocks.append(columns)
         self._bytes += sum(column.nbytes for column in columns)
         self.rows += len(columns.keys)
         refused = (
-            BadRow(line=records[position].line, reason=reason)
+            BadRow(line=block.lines[position], reason=reason)
             for position, reason in checked.refused.items()
         )
-        return sorted((*bad, *refused), key=lambda row: row.line)
+        return sorted((*block.bad, *refused), key=lambda row: row.line)
 
     def chunk(self) -> Chunk:
         """All of them in the order and form in which they are stored."""
@@ -174,20 +150,20 @@ class _Checked:
     What is plain is seen for a column as a whole, what is not is looked at row by row.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        _, urls, keys, products, attributes = zip(*records, strict=True)
+    def __init__(self, block: Block) -> None:
         self.refused: dict[int, str] = {}
         self._odd = False
-        self._urls, self._hosts = self._checked_urls(urls)
-        self._keys = self._checked_keys(keys)
-        self._products = self._checked_products(products)
-        self._attributes = self._checked_attributes(attributes)
+        self._rows = len(block.lines)
+        self._urls, self._hosts = self._checked_urls(block.urls)
+        self._keys = self._checked_keys(block.image_keys)
+        self._products = self._checked_products(block.product_ids)
+        self._attributes = self._checked_attributes(block.attributes)
 
     def columns(self) -> _Columns:
         """All that is not refused."""
         rows = self._keys, self._urls, self._hosts, self._products, self._attributes
         if self.refused:
-            kept = np.ones(len(self._urls), bool)
+            kept = np.ones(self._rows, bool)
             kept[list(self.refused)] = False
             rows = tuple(column.filter(kept) for column in rows)
         keys, urls, hosts, products, attributes = rows
@@ -196,46 +172,58 @@ class _Checked:
             keys, urls, hosts = map(_fields, (keys, urls, hosts))
         return _Columns(keys, hashes, urls, hosts, products, attributes)
 
-    def _checked_urls(self, values: Sequence[object]) -> tuple[pa.StringArray, pa.StringArray]:
-        urls = _as_text(values)
+    def _checked_urls(self, values: Column) -> tuple[pa.StringArray, pa.StringArray]:
+        urls = self._text(values)
         hosts = pc.struct_field(pc.extract_regex(urls, _PLAIN_URL), "host")
-        odd = _where(pc.invert(pc.and_(pc.is_valid(hosts), _is_short(urls, MAX_URL_CHARS))))
-        checked = self._each(odd, lambda position: checked_url(values[position]))
+        odd = where(pc.invert(pc.and_(pc.is_valid(hosts), _is_short(urls, MAX_URL_CHARS))))
+        checked = self._each(odd, lambda position: checked_url(_cell(values, position)))
         found = [("", "") if pair is None else pair for pair in checked]
-        return _patched(urls, odd, [u for u, _ in found]), _patched(
-            hosts, odd, [h for _, h in found]
-        )
+        return patched(urls, odd, [u for u, _ in found]), patched(hosts, odd, [h for _, h in found])
 
-    def _checked_keys(self, values: Sequence[object]) -> pa.StringArray:
-        if values.count(None) == len(values):
+    def _checked_keys(self, values: Column) -> pa.StringArray:
+        if values is None:
             return self._urls
-        keys = _as_text(values)
-        odd = _where(pc.invert(_is_plain(keys, MAX_URL_CHARS)))
+        keys = self._text(values)
+        odd = where(pc.invert(_is_plain(keys, MAX_URL_CHARS)))
 
         def check(position: int) -> str:
-            given = values[position]
-            return checked_id(self._urls[position].as_py() if given is None else given, "image key")
+            given = _cell(values, position)
+            return checked_id(_cell(self._urls, position) if given is None else given, "image key")
 
-        return _patched(keys, odd, self._each(odd, check))
+        return patched(keys, odd, self._each(odd, check))
 
-    def _checked_products(self, values: Sequence[object]) -> pa.StringArray:
+    def _checked_products(self, values: Column) -> pa.StringArray:
         """The products of images: their own, or the image keys, however long those are."""
-        products = self._keys if values.count(None) == len(values) else _as_text(values)
-        odd = _where(pc.invert(_is_plain(products, MAX_PRODUCT_ID_BYTES)))
+        products = self._keys if values is None else self._text(values)
+        odd = where(pc.invert(_is_plain(products, MAX_PRODUCT_ID_BYTES)))
         checked = self._each(
-            odd, lambda position: _product_id(values[position], self._keys[position].as_py())
+            odd, lambda position: _product_id(_cell(values, position), _cell(self._keys, position))
         )
-        return _patched(products, odd, checked)
+        return patched(products, odd, checked)
 
-    def _checked_attributes(self, values: Sequence[str | None]) -> pa.StringArray:
-        attributes = pa.array(values, pa.string())
+    def _checked_attributes(self, values: Column) -> pa.StringArray:
+        attributes = self._text(values)
         suspicious = pc.or_(
             pc.match_substring_regex(attributes, _ODD_ATTRIBUTES),
             pc.invert(_is_short(attributes, MAX_ATTRIBUTES_BYTES)),
         )
-        odd = _where(pc.and_(pc.is_valid(attributes), suspicious))
-        self._each(odd, lambda position: checked_attributes(values[position] or ""))
+        odd = where(pc.and_kleene(pc.is_valid(attributes), suspicious))
+        self._each(odd, lambda position: checked_attributes(_cell(attributes, position)))
         return attributes
+
+    def _text(self, values: Column) -> pa.StringArray:
+        """Values as text, null where there is none."""
+        if isinstance(values, pa.StringArray):
+            return values
+        if values is None:
+            return pa.nulls(self._rows, pa.string())
+        if set(map(type, values)) <= {str, type(None)}:
+            with suppress(ValueError):  # not UTF-8
+                return pa.array(values, pa.string())
+        return pa.array(
+            [value if type(value) is str and value.isprintable() else None for value in values],
+            pa.string(),
+        )
 
     def _each(self, positions: Positions, check: Callable[[int], T]) -> list[T | None]:
         """Check rows one by one, unless they are refused already; `None` where one is refused."""
@@ -260,26 +248,16 @@ def escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r")
 
 
-def joined(*parts: pa.Array | str) -> pa.StringArray:
-    """Columns and constants as one column; null where one of them is."""
-    return pc.binary_join_element_wise(*parts, "")
-
-
 def _fields(texts: pa.StringArray) -> pa.StringArray:
     if pc.all(_is_plain(texts, MAX_URL_CHARS)).as_py():
         return texts
     return pa.array([escaped(text) for text in texts.to_pylist()], pa.string())
 
 
-def _as_text(values: Sequence[object]) -> pa.StringArray:
-    """Values as text, null where there is none."""
-    if set(map(type, values)) <= {str, type(None)}:
-        with suppress(ValueError):  # not UTF-8
-            return pa.array(values, pa.string())
-    return pa.array(
-        [value if type(value) is str and value.isprintable() else None for value in values],
-        pa.string(),
-    )
+def _cell(column: Column, position: int) -> Any:
+    if column is None:
+        return None
+    return column[position].as_py() if isinstance(column, pa.StringArray) else column[position]
 
 
 def _is_plain(texts: pa.StringArray, max_bytes: int) -> pa.BooleanArray:
@@ -291,20 +269,6 @@ def _is_plain(texts: pa.StringArray, max_bytes: int) -> pa.BooleanArray:
 
 def _is_short(texts: pa.StringArray, max_bytes: int) -> pa.BooleanArray:
     return pc.less_equal(pc.binary_length(texts), max_bytes)
-
-
-def _where(mask: pa.BooleanArray) -> Positions:
-    return np.flatnonzero(pc.fill_null(mask, fill_value=True))
-
-
-def _patched(
-    column: pa.StringArray, positions: Positions, values: Sequence[str | None]
-) -> pa.StringArray:
-    if not len(positions):
-        return column
-    mask = np.zeros(len(column), bool)
-    mask[positions] = True
-    return pc.replace_with_mask(column, mask, pa.array(values, pa.string()))
 
 
 def _grouped(values: pa.StringArray) -> tuple[pa.StringArray, Positions]:

@@ -3,19 +3,23 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from visual_search.catalog.arrays import joined, patched, where
 from visual_search.catalog.rows import RefusedRowError
 from visual_search.redaction import printable
 
-_is_number: Final = re.compile(r"(?:-(?=[0-9.]*[1-9]))?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?").fullmatch
+_NUMBER: Final = r"(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"
 _MAX_NUMBER_CHARS: Final = 16
-_FIRST_OF_NUMBER: Final = frozenset("-0123456789")
+_is_number: Final = re.compile(rf"(?:-(?=[0-9.]*[1-9]))?{_NUMBER}").fullmatch
 _BOOLEANS: Final = {
     "true": "true",
     "True": "true",
@@ -24,58 +28,68 @@ _BOOLEANS: Final = {
     "False": "false",
     "FALSE": "false",
 }
-_REMEMBERED_CELLS: Final = 4_096
+# Among cells of printable ASCII: values as they stand, and those that are not just quoted.
+_BARE: Final = rf"^(?:{_NUMBER}|true|false)$"
+_ODD: Final = r'["\\]|^$|^-|^(?:True|TRUE|False|FALSE)$'
 # An unknown type, a number too long for Python's limit, an infinite Decimal.
 _NO_JSON: Final = (TypeError, ValueError, OverflowError)
 
 
-def cell_encoder(
-    names: Iterable[str],
-) -> Callable[[Sequence[Sequence[str]]], Iterable[str | None]]:
-    """Encode columns of text cells, one column for each name.
+class CellEncoder:
+    """Encodes rows of text cells as objects in JSON.
 
     Text files know no types, so a cell's own form decides, and the same cell is always the same
     value: plain decimal numbers of up to 16 characters (`12.50`, not `007`, `1e3` or `+1`) are
     numbers, digit for digit; `true`, `True`, `TRUE` and their opposites are booleans; an empty
     cell is no attribute; everything else is text.
-
-    Returns:
-        A function from columns to one object in JSON for each row, `None` if its cells are empty.
     """
-    known = [_Members(name) for name in names]
 
-    def encode(columns: Sequence[Sequence[str]]) -> Iterable[str | None]:
-        members = [
-            map(member_of.__getitem__, column)
-            for member_of, column in zip(known, columns, strict=True)
-        ]
-        rows: Iterable[Iterable[str]] = zip(*members, strict=True)
-        if any("" in column for column in columns):
-            rows = (filter(None, row) for row in rows)
-        return (f"{{{given}}}" if given else None for given in map(",".join, rows))
+    def __init__(self, names: Iterable[str]) -> None:
+        self._attributes = [_Attribute(name) for name in names]
 
-    return encode
+    def row(self, cells: Iterable[str]) -> str | None:
+        """One object; `None` if all cells are empty."""
+        pairs = zip(self._attributes, cells, strict=True)
+        members = "".join(attribute.member(cell) for attribute, cell in pairs)
+        return f"{{{members[1:]}}}" if members else None
+
+    def columns(self, columns: Iterable[pa.StringArray]) -> pa.StringArray:
+        """Objects of many rows, whose cells come column by column; null as in `row`."""
+        pairs = zip(self._attributes, columns, strict=True)
+        objects = joined("{", *(attribute.members(cells) for attribute, cells in pairs), "}")
+        objects = pc.if_else(pc.equal(objects, "{}"), None, objects)
+        return pc.binary_replace_slice(objects, 1, 2, "")
 
 
-class _Members(dict[str, str]):
-    """The cells of one column as members of an object.
-
-    Brands, colours and prices come again and again, titles do not.
-    """
+class _Attribute:
+    """The cells of one column as members of an object, each with a comma before it."""
 
     def __init__(self, name: str) -> None:
-        super().__init__()
-        self._head = f"{_encode(name)}:"
-        self[""] = ""
+        self._head = f",{_encode(name)}:"
 
-    def __missing__(self, cell: str) -> str:
-        if cell[0] in _FIRST_OF_NUMBER and len(cell) <= _MAX_NUMBER_CHARS and _is_number(cell):
-            member = self._head + cell
-        else:
-            member = self._head + (_BOOLEANS.get(cell) or encode_basestring_ascii(cell))
-        if len(self) < _REMEMBERED_CELLS:
-            self[cell] = member
-        return member
+    def member(self, cell: str) -> str:
+        """Empty if the cell is."""
+        if not cell:
+            return ""
+        if len(cell) <= _MAX_NUMBER_CHARS and _is_number(cell):
+            return self._head + cell
+        return self._head + (_BOOLEANS.get(cell) or encode_basestring_ascii(cell))
+
+    def members(self, cells: pa.StringArray) -> pa.StringArray:
+        """Empty where a cell is."""
+        # Brands, colours and prices come again and again.
+        encoded = cells.dictionary_encode()
+        once = encoded.dictionary
+        bare = pc.and_(
+            pc.match_substring_regex(once, _BARE),
+            pc.less_equal(pc.binary_length(once), _MAX_NUMBER_CHARS),
+        )
+        members = pc.if_else(bare, joined(self._head, once), joined(f'{self._head}"', once, '"'))
+        odd = where(
+            pc.or_(pc.invert(pc.ascii_is_printable(once)), pc.match_substring_regex(once, _ODD))
+        )
+        looked_at = [self.member(cell) for cell in once.take(odd).to_pylist()]
+        return patched(members, odd, looked_at).take(encoded.indices)
 
 
 def encode_object(attributes: Mapping[str, Any]) -> str | None:

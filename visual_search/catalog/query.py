@@ -8,8 +8,8 @@ import psycopg2
 from sqlalchemy import Connection, CursorResult, text
 from sqlalchemy.exc import DBAPIError
 
-from visual_search.catalog.readers import Source, table_rows
-from visual_search.catalog.rows import Columns
+from visual_search.catalog.columns import Columns
+from visual_search.catalog.readers import Source, table_blocks
 from visual_search.database.connection import Database, sqlstate
 from visual_search.errors import UsageError
 from visual_search.redaction import printable
@@ -41,7 +41,7 @@ def open_query(database: Database, sql: str, *, columns: Columns | None = None) 
         first = _fetch(connection)
         names = list(first.keys())
         rows = _cells(connection, _rows_of(first))
-        yield Source(name=_NAME, rows=table_rows(names, rows, columns or Columns(), _NAME))
+        yield Source(name=_NAME, blocks=table_blocks(names, rows, columns or Columns(), _NAME))
 
 
 def _open_cursor(connection: Connection, sql: str) -> None:

@@ -1,7 +1,5 @@
 """Files and queries → rows, in one pass, whatever is wrong with some of them."""
 
-import codecs
-import csv
 import gzip
 import shutil
 import sys
@@ -10,29 +8,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visual_search.catalog.encoding import cell_encoder, decode_object, encode_object
-from visual_search.catalog.rows import BadRow, Columns, Record, RefusedRowError
+from visual_search.catalog.columns import Columns, Picked, require
+from visual_search.catalog.delimited import delimited
+from visual_search.catalog.encoding import decode_object, encode_object
+from visual_search.catalog.lines import Lines
+from visual_search.catalog.rows import BadRow, Blocks, Record, RefusedRowError, in_blocks
 from visual_search.errors import UsageError
 from visual_search.redaction import printable
 
 STDIN: Final = "-"
-# A longer line is cut here, and is bad for the one or the other reason.
-_MAX_LINE_BYTES: Final = 4_000_000
 _PARQUET_ROWS: Final = 4_096
-# Rows of text cells encoded together; few, since a row can be large.
-_ROWS_AT_ONCE: Final = 128
 # So many lines of JSON are looked through for the names that later lines must know.
 _JSON_HEAD_LINES: Final = 100
-_MAX_NAMES_SHOWN: Final = 30
 
 Rows = Iterator[Record | BadRow]
 
@@ -56,7 +51,12 @@ class Source:
     """
 
     name: str
-    rows: Rows
+    blocks: Blocks
+
+    @property
+    def rows(self) -> Rows:
+        """The rows one by one."""
+        return chain.from_iterable(block.rows() for block in self.blocks)
 
 
 @contextmanager
@@ -82,30 +82,30 @@ def open_file(
             file = _open(path, opened)
             match known:
                 case Format.TXT:
-                    rows = _txt(file, wanted, name, assumed=file_format is None and path == STDIN)
+                    assumed = file_format is None and path == STDIN
+                    blocks = in_blocks(_txt(file, wanted, name, assumed=assumed))
                 case Format.CSV:
-                    rows = _delimited(file, ",", wanted, name)
+                    blocks = delimited(file, ",", wanted, name)
                 case Format.TSV:
-                    rows = _delimited(file, "\t", wanted, name)
+                    blocks = delimited(file, "\t", wanted, name)
                 case Format.JSONL:
-                    rows = _jsonl(file, wanted, name)
+                    blocks = in_blocks(_jsonl(file, wanted, name))
                 case Format.PARQUET:
-                    rows = _parquet(file, wanted, name, opened)
+                    blocks = _parquet(file, wanted, name, opened)
         except _UNREADABLE as error:
             raise _unreadable(name, error) from error
-        yield Source(name=name, rows=_guarded(rows, name))
+        yield Source(name=name, blocks=_guarded(blocks, name))
 
 
-def table_rows(
+def table_blocks(
     names: Sequence[str], rows: Iterable[Sequence[Any]], columns: Columns, name: str
-) -> Rows:
+) -> Blocks:
     """Rows of typed cells, numbered from 1.
 
     Raises:
         UsageError: A column is missing, or there twice.
     """
-    picked = _Picked(names, columns, name)
-    return _table_rows(picked, rows)
+    return in_blocks(_table_rows(Picked(names, columns, name), rows))
 
 
 _UNREADABLE: Final = (OSError, EOFError, zlib.error, pa.ArrowException)
@@ -116,9 +116,9 @@ def _unreadable(name: str, error: Exception) -> UsageError:
     return UsageError(f"cannot read {name}: {words or printable(str(error), 200)}")
 
 
-def _guarded(rows: Rows, name: str) -> Rows:
+def _guarded(blocks: Blocks, name: str) -> Blocks:
     try:
-        yield from rows
+        yield from blocks
     except _UNREADABLE as error:
         raise _unreadable(name, error) from error
 
@@ -143,58 +143,10 @@ def _open(path: str, opened: ExitStack) -> BinaryIO:
     return opened.enter_context(Path(path).open("rb"))
 
 
-class _Picked:
-    """Which cells of a row are what."""
-
-    def __init__(self, names: Sequence[str], columns: Columns, source: str) -> None:
-        wanted = (columns.url, columns.image_key, columns.product_id)
-        for name, option in zip(wanted, _OPTIONS, strict=True):
-            if name is not None and name not in names:
-                raise _missing_column(name, option, names, source)
-        twice = sorted({name for name in names if names.count(name) > 1 and name})
-        if twice:
-            raise UsageError(f"{source} has the column {printable(twice[0], 60)!r} twice")
-        self.width = len(names)
-        self.url, self.image_key, self.product_id = (
-            None if name is None else names.index(name) for name in wanted
-        )
-        # A column without a name (an index that pandas wrote) cannot be an attribute.
-        self.positions = [n for n, name in enumerate(names) if name and name not in wanted]
-        self.names = [names[n] for n in self.positions]
-
-
-_OPTIONS: Final = ("--url-column", "--image-key-column", "--product-id-column")
-
-
-def _missing_column(name: str, option: str, there: Iterable[str], source: str) -> UsageError:
-    names = [printable(known, 60) for known in there]
-    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
-    shown = f"only {', '.join(names[:_MAX_NAMES_SHOWN])}{more}" if names else "none at all"
-    return UsageError(f"{source} has no column {name!r}, {shown}; name one with {option}")
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines with their ends, each at most `_MAX_LINE_BYTES` long; the rest of a longer is lost."""
-    while line := file.readline(_MAX_LINE_BYTES):
-        yield line
-        while len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
-            line = file.readline(_MAX_LINE_BYTES)
-
-
-def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
-    """Lines as text. What is not UTF-8 becomes lone surrogates, for which a row is refused."""
-    lines = _lines(file)
-    first = next(lines, b"")
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UsageError(f"{name} is UTF-16; save it as UTF-8")
-    for line in chain((first.removeprefix(codecs.BOM_UTF8),) if first else (), lines):
-        yield line.decode("utf-8", "surrogateescape")
-
-
-def _txt(file: IO[bytes], columns: Columns, name: str, *, assumed: bool) -> Rows:
+def _txt(file: BinaryIO, columns: Columns, name: str, *, assumed: bool) -> Rows:
     if columns != Columns():
         raise UsageError(f"{name} is read as lines of URLs, which have no columns; say --format")
-    lines = _text_lines(file, name)
+    lines = Lines(file).text(name)
     first = next(lines, None)
     if first is None:
         return iter(())
@@ -220,72 +172,8 @@ def _txt_rows(lines: Iterator[str]) -> Rows:
         yield Record(number, url, None, None, None)
 
 
-def _delimited(file: IO[bytes], delimiter: str, columns: Columns, name: str) -> Rows:
-    reader = csv.reader(_text_lines(file, name), delimiter=delimiter)
-    try:
-        header = next(reader, None)
-    except csv.Error as error:
-        raise UsageError(f"cannot read the header of {name}: {error}") from None
-    if header is None:
-        return iter(())
-    return _delimited_rows(reader, _Picked(header, columns, name))
-
-
-def _delimited_rows(reader: Any, picked: _Picked) -> Rows:
-    block = _Cells(picked)
-    while True:
-        # A record may span lines: it begins one after the end of the record before.
-        line = reader.line_num + 1
-        try:
-            for cells in reader:
-                if len(cells) == picked.width:
-                    block.lines.append(line)
-                    block.rows.append(cells)
-                    if len(block.rows) == _ROWS_AT_ONCE:
-                        yield from block.records()
-                elif cells:
-                    yield from block.records()
-                    reason = f"the header has {picked.width} cells, this row {len(cells)}"
-                    yield BadRow(line=line, reason=reason)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            yield from block.records()
-            yield BadRow(line=line, reason=str(error))
-        else:
-            yield from block.records()
-            return
-
-
-# As Record._make does, without a call of Python for each row.
-_RECORD: Final = partial(tuple.__new__, Record)
-
-
-class _Cells:
-    """Rows of text cells that become records together: by columns it takes half the time."""
-
-    def __init__(self, picked: _Picked) -> None:
-        self.lines: list[int] = []
-        self.rows: list[list[str]] = []
-        self._picked = picked
-        self._encode = cell_encoder(picked.names)
-
-    def records(self) -> Iterator[Record]:
-        """Those of the rows so far, which are forgotten."""
-        if not self.rows:
-            return
-        columns = list(zip(*self.rows, strict=True))
-        ids = (self._picked.url, self._picked.image_key, self._picked.product_id)
-        url, key, product = (repeat(None) if n is None else columns[n] for n in ids)
-        described = [columns[n] for n in self._picked.positions]
-        attributes = self._encode(described) if described else repeat(None)
-        cells = zip(self.lines, url, key, product, attributes, strict=False)  # some are endless
-        yield from map(_RECORD, cells)
-        self.lines.clear()
-        self.rows.clear()
-
-
-def _jsonl(file: IO[bytes], columns: Columns, name: str) -> Rows:
-    lines = _text_lines(file, name)
+def _jsonl(file: BinaryIO, columns: Columns, name: str) -> Rows:
+    lines = Lines(file).text(name)
     head = list(islice(lines, _JSON_HEAD_LINES))
     names: dict[str, None] = {}
     for line in head:
@@ -293,10 +181,8 @@ def _jsonl(file: IO[bytes], columns: Columns, name: str) -> Rows:
             names |= dict.fromkeys(decode_object(line))
         except RefusedRowError:
             continue
-    wanted = (columns.url, columns.image_key, columns.product_id)
-    for column, option in zip(wanted, _OPTIONS, strict=True):
-        if names and column is not None and column not in names:
-            raise _missing_column(column, option, names, name)
+    if names:
+        require(columns, names, name)
     return _jsonl_rows(chain(head, lines), columns)
 
 
@@ -319,7 +205,7 @@ def _jsonl_rows(lines: Iterator[str], columns: Columns) -> Rows:
             yield BadRow(line=number, reason=str(error))
 
 
-def _parquet(file: BinaryIO, columns: Columns, name: str, opened: ExitStack) -> Rows:
+def _parquet(file: BinaryIO, columns: Columns, name: str, opened: ExitStack) -> Blocks:
     if not file.seekable() or name.endswith(".gz"):
         # The index of a Parquet file is at its end.
         spool = opened.enter_context(TemporaryFile())  # noqa: SIM115 - closed with all the rest
@@ -332,7 +218,7 @@ def _parquet(file: BinaryIO, columns: Columns, name: str, opened: ExitStack) -> 
         for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS)
         for row in zip(*(_values(column) for column in batch.columns), strict=True)
     )
-    return table_rows(names, cells, columns, name)
+    return table_blocks(names, cells, columns, name)
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -357,7 +243,7 @@ class _Unreadable:
     """In a row's place for a URL, an id or an attribute, it makes the row a bad one."""
 
 
-def _table_rows(picked: _Picked, rows: Iterable[Sequence[Any]]) -> Rows:
+def _table_rows(picked: Picked, rows: Iterable[Sequence[Any]]) -> Rows:
     url, key, product = picked.url, picked.image_key, picked.product_id
     attributes = list(zip(picked.positions, picked.names, strict=True))
     for number, cells in enumerate(rows, 1):

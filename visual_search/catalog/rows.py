@@ -1,18 +1,24 @@
 """What a row of a catalogue says, and why one is refused."""
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from heapq import merge
+from itertools import repeat
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from yarl import URL
 
 MAX_URL_CHARS: Final = 8_192
 MAX_ATTRIBUTES_BYTES: Final = 1_000_000
 # Both columns of product_images' key fit one index entry (2,704 bytes) up to this length.
 MAX_PRODUCT_ID_BYTES: Final = 2_000
+BLOCK_ROWS: Final = 512
+_BLOCK_BYTES: Final = 4_000_000
 
 # Not by IGNORECASE, for which "ſ" is an "s".
 _ORIGIN: Final = re.compile(r"[hH][tT][tT][pP][sS]?://[^/?#]+")
@@ -25,21 +31,6 @@ _STORABLE_JSON: Final = re.compile(
     r"(?:[^\\]++|\\[^u]|\\u(?!0000|d[89a-f])[0-9a-f]{4}"
     r"|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})*+"
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Columns:
-    """The names of the columns that are not attributes of the product.
-
-    Attributes:
-        url: `None`: not asked for, where images are named by their keys.
-        image_key: `None`: the URL is the key.
-        product_id: `None`: the image key is the product's id.
-    """
-
-    url: str | None = "image_url"
-    image_key: str | None = None
-    product_id: str | None = None
 
 
 class Record(NamedTuple):
@@ -69,6 +60,67 @@ class BadRow:
 
 class RefusedRowError(ValueError):
     """The row at hand cannot be taken; the message is a `BadRow`'s reason."""
+
+
+# `None`: nothing but `None`.
+Column: TypeAlias = pa.StringArray | Sequence[object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows, column by column: the cells of `Record`s, and the bad rows among them."""
+
+    lines: Sequence[int]
+    urls: Column
+    image_keys: Column
+    product_ids: Column
+    attributes: Column
+    bad: Sequence[BadRow] = ()
+
+    def rows(self) -> Iterator[Record | BadRow]:
+        """All rows in their order."""
+        columns = (self.urls, self.image_keys, self.product_ids, self.attributes)
+        cells: list[Iterable[Any]] = [
+            column.to_pylist()
+            if isinstance(column, pa.StringArray)
+            else repeat(None, len(self.lines))
+            if column is None
+            else column
+            for column in columns
+        ]
+        return merge(map(Record, self.lines, *cells), self.bad, key=lambda row: row.line)
+
+
+Blocks = Iterator[Block]
+
+
+def in_blocks(rows: Iterable[Record | BadRow]) -> Blocks:
+    """Rows together, few enough to stay in the processor's cache while they are worked on."""
+    records: list[Record] = []
+    bad: list[BadRow] = []
+    size = 0
+    for row in rows:
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            records.append(row)
+            size += len(row.attributes or "")
+        if len(records) + len(bad) >= BLOCK_ROWS or size >= _BLOCK_BYTES:
+            yield _block(records, bad)
+            records, bad, size = [], [], 0
+    if records or bad:
+        yield _block(records, bad)
+
+
+def _block(records: Sequence[Record], bad: Sequence[BadRow]) -> Block:
+    if not records:
+        return Block((), None, None, None, None, bad)
+    lines, urls, keys, products, attributes = zip(*records, strict=True)
+    return Block(lines, _given(urls), _given(keys), _given(products), _given(attributes), bad)
+
+
+def _given(cells: Sequence[object]) -> Sequence[object] | None:
+    return None if cells.count(None) == len(cells) else cells
 
 
 def host_of(url: str) -> str:

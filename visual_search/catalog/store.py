@@ -1,7 +1,7 @@
 """Rows → tables: chunks of an import, each in one transaction."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from visual_search.catalog.chunk import Chunk, Mask, Positions, collect, joined
+from visual_search.catalog.arrays import Mask, Positions, joined
+from visual_search.catalog.chunk import Chunk, collect
 from visual_search.catalog.readers import Source
 from visual_search.catalog.rows import BadRow
 from visual_search.database.connection import Database
@@ -126,7 +127,7 @@ def import_images(
         ThreadPoolExecutor(1, "catalog-images") as images,
         ThreadPoolExecutor(1, "catalog-sort") as sorting,
     ):
-        for collected in collect(source.rows, bad.add):
+        for collected in collect(source.blocks, bad.add):
             if len(storing) == _STORING:
                 tally = next_stored()
             chunk = sorting.submit(collected.chunk)
@@ -246,14 +247,13 @@ def _digits(numbers: Positions) -> pa.StringArray:
 
 def _known_images(connection: Connection, chunk: Chunk) -> Positions:
     """The ids of images that are there already, 0 for others."""
-    hashes = '","\\\\x'.join(chunk.hashes.to_pylist())
     found = connection.execute(
         # As arrays: fifty thousand rows would take the driver longer than the database.
         text("""
             SELECT array_agg(encode(key_hash, 'hex')) AS hashes, array_agg(image_id) AS ids
             FROM images WHERE key_hash = ANY(CAST(:hashes AS bytea[]))
         """),
-        {"hashes": rf'{{"\\x{hashes}"}}'},
+        {"hashes": _array(joined("\\x", chunk.hashes))},
     ).one()
     ids = np.zeros(len(chunk.hashes), np.int64)
     if found.hashes:
@@ -321,7 +321,7 @@ def _store_products(connection: Connection, chunk: Chunk) -> _Tally:
             SELECT coalesce(array_agg(product_id), '{}')
             FROM products WHERE product_id = ANY(CAST(:ids AS text[]))
         """),
-        {"ids": _array(chunk.product_ids.to_pylist())},
+        {"ids": _array(chunk.product_ids)},
     ).scalar_one()
     known = pc.is_in(chunk.product_ids, pa.array(found, pa.string()))
     new = chunk.products.filter(pc.invert(known))
@@ -349,7 +349,9 @@ def _update_products(connection: Connection, lines: pa.StringArray) -> int:
     ).rowcount
 
 
-def _array(texts: Iterable[str]) -> str:
+def _array(texts: pa.StringArray) -> str:
     """Texts as Postgres reads an array of them."""
-    inner = '","'.join(text.replace("\\", r"\\").replace('"', r"\"") for text in texts)
-    return f'{{"{inner}"}}'
+    escaped = pc.replace_substring(pc.replace_substring(texts, "\\", r"\\"), '"', r"\"")
+    together = pa.ListArray.from_arrays(pa.array([0, len(escaped)], pa.int32()), escaped)
+    (elements,) = pc.binary_join(together, '","')
+    return f'{{"{elements}"}}'
