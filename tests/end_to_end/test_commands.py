@@ -137,7 +137,7 @@ def test_a_working_day(place: Workplace) -> None:
 def test_settings_come_from_file_environment_and_flags(place: Workplace) -> None:
     shown = document(place.vsearch("config", "show", "--json", VSEARCH_DECODE__WORKERS="3"))
     assert shown["settings"]["decode"]["workers"] == 3
-    assert shown["settings"]["download"]["deadline_s"] == 1  # the file's
+    assert shown["settings"]["download"]["deadline_s"] == 20  # the file's
     assert "[download]" in place.vsearch("config", "show").out
 
 

@@ -95,7 +95,7 @@ def test_each_failure_is_a_row_with_its_reason_and_the_run_goes_on(place: Workpl
     server = place.server
 
     async def slow(_request: web.BaseRequest) -> web.StreamResponse:
-        await asyncio.sleep(5)
+        await asyncio.sleep(60)
         return web.Response()
 
     server.serve("/page.jpg", b"<!doctype html><title>Sorry</title>")
@@ -108,7 +108,7 @@ def test_each_failure_is_a_row_with_its_reason_and_the_run_goes_on(place: Workpl
     paths = ("missing", "page", "cut", "empty", "gone", "busy", "loop", "slow")
     add_urls(place.database, [server.url(f"/{name}.jpg") for name in paths])
     add_urls(place.database, [f"http://127.0.0.2:{server.port}/private.jpg"])
-    (result,) = place.extract()
+    (result,) = place.extract(download={"deadline_s": 3})
     assert (result.exit_code, result.figures.done) == (ExitCode.OK, 8)
     found = place.rows("""
         SELECT i.url, e.status, e.failure_reason, e.http_status, e.attempts FROM extractions e

@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "precision": "fp32",
 }
 QUICK: dict[str, Any] = {
-    "download": {"allow_networks": ["127.0.0.1/32"], "deadline_s": 1, "tries": 1},
+    "download": {"allow_networks": ["127.0.0.1/32"], "deadline_s": 20, "tries": 1},
     "decode": {"workers": 1},
     "extract": {"wait_s": 0, "lease_s": 5},
 }
