@@ -42,12 +42,10 @@ class Outlook:
     """What is left for later when nothing can be claimed now.
 
     Attributes:
-        waiting: Pending images, all of them due later.
-        due_in_s: Seconds until the first of them is due.
+        due_in_s: Seconds until the first pending image is due.
         lease_ends_in_s: Seconds until the first lease of any worker ends unless it is renewed.
     """
 
-    waiting: int
     due_in_s: float | None
     lease_ends_in_s: float | None
 
@@ -324,8 +322,6 @@ def outlook(connection: Connection, model_key: ModelKey) -> Outlook:
     row = connection.execute(
         text("""
             SELECT
-                (SELECT count(*) FROM extractions
-                 WHERE model_key = :model_key AND status = 'pending') AS waiting,
                 (SELECT EXTRACT(epoch FROM min(next_attempt_at) - clock_timestamp())
                  FROM extractions
                  WHERE model_key = :model_key AND status = 'pending') AS due_in_s,
@@ -335,10 +331,21 @@ def outlook(connection: Connection, model_key: ModelKey) -> Outlook:
         {"model_key": model_key},
     ).one()
     return Outlook(
-        waiting=row.waiting,
         due_in_s=None if row.due_in_s is None else float(row.due_in_s),
         lease_ends_in_s=None if row.lease_ends_in_s is None else float(row.lease_ends_in_s),
     )
+
+
+def count_pending(connection: Connection, model_key: ModelKey) -> int:
+    """How many images of the model nobody has claimed, due or not."""
+    pending: int = connection.execute(
+        text("""
+            SELECT count(*) FROM extractions
+            WHERE model_key = :model_key AND status = 'pending'
+        """),
+        {"model_key": model_key},
+    ).scalar_one()
+    return pending
 
 
 def retry_failed(

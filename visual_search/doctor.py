@@ -99,16 +99,24 @@ def _device(settings: Settings) -> Finding:
 
 
 def _dns(database: Database | None) -> Finding:
-    host = None if database is None else database.run(catalog.newest_host)
-    if host is None:
+    hosts = [] if database is None else database.run(catalog.newest_hosts)
+    if not hosts:
         return Finding(subject="DNS", ok=True, detail="not tried: no image has a host with a name")
+    unknown = {host: words for host in hosts if (words := _look_up(host))}
+    if known := [host for host in hosts if host not in unknown]:
+        but = f", but not {', '.join(unknown)}" if unknown else ""
+        return Finding(subject="DNS", ok=True, detail=f"looks up {', '.join(known)}{but}")
+    failed = ", ".join(f"{host} ({words})" for host, words in unknown.items())
+    detail = f"cannot look up {failed}; check this machine's resolver"
+    return Finding(subject="DNS", ok=False, detail=detail)
+
+
+def _look_up(host: str) -> str | None:
+    """What is wrong with a host's name, in words."""
     try:
         socket.getaddrinfo(host, 443)
-    except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
-        words = error.strerror if isinstance(error, OSError) else "no host name"
-        return Finding(
-            subject="DNS",
-            ok=False,
-            detail=f"cannot look up {host} ({words}); check this machine's resolver",
-        )
-    return Finding(subject="DNS", ok=True, detail=f"looks up {host}")
+    except OSError as error:
+        return error.strerror or "no address"
+    except UnicodeError:  # what cannot be a host's name
+        return "no host name"
+    return None

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.database.test_catalog_import import import_rows, select
-from visual_search.catalog import Columns, catalogue_stats, newest_host, stats
+from visual_search.catalog import Columns, catalogue_stats, newest_hosts, stats
 from visual_search.catalog.stats import AttributeCount, CatalogueStats, HostCount
 from visual_search.database.connection import Database
 
@@ -76,21 +76,23 @@ def test_attributes_of_a_large_catalogue_are_counted_in_a_sample(
 
 
 @pytest.mark.parametrize(
-    ("urls", "host"),
+    ("urls", "hosts"),
     [
-        ([], None),
-        (["http://old.test/1", "http://new.test:8080/2"], "new.test"),
-        (["http://name.test/1", "http://127.0.0.1/2", "http://[::1]:80/3"], "name.test"),
+        ([], []),
+        (["http://old.test/1", "http://new.test:8080/2"], ["new.test", "old.test"]),
+        (["http://a.test/1", "http://b.test/2", "http://a.test:1/3"], ["a.test", "b.test"]),
+        ([f"http://{n}.test/" for n in "abcde"], ["e.test", "d.test", "c.test"]),
+        (["http://name.test/1", "http://127.0.0.1/2", "http://[::1]:80/3"], ["name.test"]),
         (["http://name.test/1", "http://127.1:81/2", "http://2130706433/3", "http://0x7f.1/4"],
-         "name.test"),
-        (["http://10.0.0.1/1", "http://127.0.0.1./2"], None),
-        (["http://1.example/1"], "1.example"),
+         ["name.test"]),
+        (["http://10.0.0.1/1", "http://127.0.0.1./2"], []),
+        (["http://1.example/1"], ["1.example"]),
     ],
 )  # fmt: skip
-def test_the_newest_host_is_a_name(database: Database, urls: list[str], host: str | None) -> None:
+def test_the_newest_hosts_are_names(database: Database, urls: list[str], hosts: list[str]) -> None:
     for url in urls:
         import_rows(database, ("image_url",), [(url,)])
-    assert database.run(newest_host) == host
+    assert database.run(newest_hosts) == hosts
 
 
 def test_odd_names_of_attributes_are_counted_as_they_are(database: Database) -> None:

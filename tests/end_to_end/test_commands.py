@@ -147,11 +147,15 @@ def test_the_database_says_its_version(place: Workplace) -> None:
 
 
 def test_doctor_names_what_is_wrong(place: Workplace) -> None:
-    place.publish(1)
-    place.rows("UPDATE images SET host = 'localhost' RETURNING 1")
+    place.publish(2)
+    place.rows("UPDATE images SET host = 'a b' WHERE image_id = 2 RETURNING 1")
+    place.rows("UPDATE images SET host = 'localhost' WHERE image_id = 1 RETURNING 1")
     ended = place.vsearch("doctor", "--model", "tiny")
     assert ended.code == 0, ended
     assert all(line.startswith("ok ") for line in ended.out.splitlines())
+    assert "looks up localhost, but not a b" in ended.out
+    place.rows("DELETE FROM images WHERE image_id = 1 RETURNING 1")
+    assert "BAD DNS" in place.vsearch("doctor").out
     away = place.vsearch("doctor", VSEARCH_DATABASE_URL="postgresql://127.0.0.1:9/x")
     assert away.code == 1
     assert "BAD database" in away.out

@@ -10,7 +10,7 @@ from visual_search.catalog.query import open_query
 from visual_search.catalog.readers import Format, Source, open_file
 from visual_search.catalog.removal import Removed, preview_removal, remove_images
 from visual_search.catalog.rows import BadRow
-from visual_search.catalog.stats import CatalogueStats, catalogue_stats, newest_host
+from visual_search.catalog.stats import CatalogueStats, catalogue_stats, newest_hosts
 from visual_search.catalog.store import Imported, import_images
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "Source",
     "catalogue_stats",
     "import_images",
-    "newest_host",
+    "newest_hosts",
     "open_file",
     "open_query",
     "preview_removal",

@@ -9,6 +9,8 @@ from sqlalchemy import Connection, text
 _SAMPLED_PRODUCTS: Final = 100_000
 _MAX_HOSTS: Final = 10
 _MAX_ATTRIBUTES: Final = 100
+_NEWEST_IMAGES: Final = 10_000
+_NEWEST_HOSTS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,19 +92,27 @@ def catalogue_stats(connection: Connection) -> CatalogueStats:
     )
 
 
-def newest_host(connection: Connection) -> str | None:
-    """The host, without port, of the newest image whose host is a name and not an address.
+def newest_hosts(connection: Connection) -> list[str]:
+    """Hosts, without ports, of the newest images whose hosts are names and not addresses.
 
     As browsers and `getaddrinfo` read it: a host whose last part is a number is an address.
+
+    Returns:
+        A few different ones, the newest first.
     """
-    host: str | None = connection.execute(
+    hosts = connection.execute(
         text(r"""
-            SELECT split_part(host, ':', 1) FROM images
-            WHERE host NOT LIKE '[%' AND host !~ '(^|\.)([0-9]+|0[xX][0-9a-fA-F]*)\.?(:[0-9]+)?$'
-            ORDER BY image_id DESC LIMIT 1
-        """)
-    ).scalar()
-    return host
+            WITH newest AS (
+                SELECT image_id, split_part(host, ':', 1) AS host FROM images
+                WHERE host NOT LIKE '[%'
+                  AND host !~ '(^|\.)([0-9]+|0[xX][0-9a-fA-F]*)\.?(:[0-9]+)?$'
+                ORDER BY image_id DESC LIMIT :images
+            )
+            SELECT host FROM newest GROUP BY host ORDER BY max(image_id) DESC LIMIT :most
+        """),
+        {"images": _NEWEST_IMAGES, "most": _NEWEST_HOSTS},
+    )
+    return [row.host for row in hosts]
 
 
 def _attributes(connection: Connection, products: int) -> tuple[int, tuple[AttributeCount, ...]]:

@@ -203,25 +203,23 @@ def _nothing_to_do(
 ) -> ModelResult | None:
     """The result of a run that need not start; no model is loaded to find out."""
 
-    def step(connection: Connection) -> tuple[int, claim.Outlook, bool]:
+    def step(connection: Connection) -> ModelResult | None:
         claim.rescue_images(connection, model.model_key, lease_s=settings.extract.lease_s)
-        return (
-            status.count_claimable(connection, model.model_key),
-            claim.outlook(connection, model.model_key),
-            status.has_failures(connection, model.model_key),
+        if status.count_claimable(connection, model.model_key):
+            return None
+        outlook = claim.outlook(connection, model.model_key)
+        soon = outlook.next_in_s
+        if soon is not None and soon <= settings.extract.wait_s:
+            return None
+        return ModelResult(
+            model=model.name,
+            model_id=model.model_id,
+            waiting=claim.count_pending(connection, model.model_key),
+            due_in_s=outlook.due_in_s,
+            any_failed=status.has_failures(connection, model.model_key),
         )
 
-    claimable, outlook, any_failed = database.run(step)
-    soon = outlook.next_in_s
-    if claimable or (soon is not None and soon <= settings.extract.wait_s):
-        return None
-    return ModelResult(
-        model=model.name,
-        model_id=model.model_id,
-        waiting=outlook.waiting,
-        due_in_s=outlook.due_in_s,
-        any_failed=any_failed,
-    )
+    return database.run(step)
 
 
 def _run(
@@ -277,7 +275,7 @@ def _run(
         run_id=run_id,
         figures=run.figures(),
         shards=run.shards,
-        waiting=outlook.waiting if outlook else 0,
+        waiting=run.waiting,
         due_in_s=outlook.due_in_s if outlook else None,
         any_failed=run.figures().failed > 0,
         exit_code=error.exit_code if error else ExitCode.OK,

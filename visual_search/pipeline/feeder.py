@@ -83,6 +83,7 @@ class Feeder:
         self._bug: BaseException | None = None
         self.claimed = 0
         self.outlook: Outlook | None = None
+        self.waiting = 0
 
     def run(self) -> None:
         """Feed until nothing is left to claim, or until told to stop."""
@@ -194,6 +195,9 @@ class Feeder:
             self.outlook = outlook
             soon = outlook.next_in_s
             if soon is None or time.monotonic() + soon > deadline:
+                self.waiting = await self._in_database(
+                    lambda connection: claim.count_pending(connection, self._model.model_key)
+                )
                 return False
             if outlook.due_in_s is not None and outlook.due_in_s <= 0:
                 return True

@@ -122,6 +122,11 @@ class ModelRun:
         """What was left for later when the run found nothing more to claim."""
         return self._feeder.outlook
 
+    @property
+    def waiting(self) -> int:
+        """How many images were pending then."""
+        return self._feeder.waiting
+
     def execute(self) -> None:
         """Run to the end, or until a signal or an error stops it.
 
