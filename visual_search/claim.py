@@ -154,7 +154,7 @@ def claim_images(
                 WHERE e.model_key = :model_key AND e.image_id = due.image_id
                 RETURNING e.image_id, e.attempts, e.crashes
             )
-            SELECT image_id, attempts, crashes, image_key, url
+            SELECT image_id, image_key, url, attempts, crashes
             FROM claimed JOIN images USING (image_id)
         """),
         {
@@ -165,16 +165,17 @@ def claim_images(
             "most": most,
         },
     )
+    # By position: by name it takes the loop twice as long.
     images = [
         ClaimedImage(
-            image_id=ImageId(row.image_id),
-            image_key=row.image_key,
-            url=row.url,
+            image_id=ImageId(image_id),
+            image_key=image_key,
+            url=url,
             lease_token=token,
-            attempts=row.attempts,
-            crashes=row.crashes,
+            attempts=attempts,
+            crashes=crashes,
         )
-        for row in claimed
+        for image_id, image_key, url, attempts, crashes in claimed.all()
     ]
     return sorted(images, key=lambda image: image.image_id)
 

@@ -145,7 +145,7 @@ def _finish(
 
 
 def _p95(took: list[float]) -> float:
-    return statistics.quantiles(took, n=20)[-1]
+    return statistics.quantiles(took, n=20, method="inclusive")[-1]
 
 
 def _told(took: list[float]) -> str:

@@ -4,6 +4,7 @@
 beginning, `recorder.py` its end.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -234,6 +235,9 @@ def _run(
 ) -> ModelResult:
     from visual_search.pipeline.run import ModelRun  # noqa: PLC0415 - imports torch
 
+    # A full collection would go through all that torch is made of, a quarter of a second in which
+    # neither downloads nor batches move on.
+    gc.freeze()
     run_id = RunId(uuid4())
     claimable = database.run(lambda c: status.count_claimable(c, model.model_key))
     database.run(lambda c: runs.start_run(c, run_id=run_id, model_key=model.model_key))
