@@ -28,10 +28,11 @@ PIECES = st.sampled_from(
 TABLES = st.lists(PIECES, max_size=30).map(b"".join)
 
 
-def expected(table: bytes) -> Iterator[Record | BadRow]:
+def expected(table: bytes, longest: int) -> Iterator[Record | BadRow]:
     """The rows as the csv module has them."""
     encoder = CellEncoder(["a", "b"])
-    reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in io.BytesIO(table))
+    cut = (line[:longest] for line in io.BytesIO(table))
+    reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in cut)
     next(reader)
     while True:
         line = reader.line_num + 1
@@ -48,20 +49,28 @@ def expected(table: bytes) -> Iterator[Record | BadRow]:
             yield BadRow(line=line, reason=f"the header has 4 cells, this row {len(cells)}")
 
 
-def blocks(table: bytes, ahead: int = 1 << 19) -> list[Block]:
+def blocks(table: bytes, ahead: int = 1 << 19, longest: int = 4_000_000) -> list[Block]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "_AHEAD_BYTES", ahead)
+        patch.setattr(lines, "_MAX_LINE_BYTES", longest)
         return list(delimited.delimited(io.BytesIO(table), ",", COLUMNS, "t"))
 
 
+# Bytes looked at ahead, and of the longest line.
+SIZES = st.sampled_from(((8, 90), (30, 90), (90, 90), (1 << 19, 4_000_000)))
+
+
 @settings(max_examples=600, deadline=None)
-@given(TABLES, st.sampled_from((8, 30, 100, 1 << 19)))
-@example(b'u,s,"a"b"c",1\nu,s,"a"\n,1\n', 100)
-@example(b"u,s,1,2\ru,s,1,2\n" + b'u,s,"x\ny",2\n', 1 << 19)
-@example(b'u,s,5" disk,1\nu,s,2,7" disk\nu,s,"x\ny",1\n', 30)
-def test_a_table_is_what_the_csv_module_says_however_it_is_read(table: bytes, ahead: int) -> None:
-    found = [row for block in blocks(HEADER + table, ahead) for row in block.rows()]
-    assert found == list(expected(HEADER + table))
+@given(TABLES, SIZES)
+@example(b'u,s,"a"b"c",1\nu,s,"a"\n,1\n', (90, 90))
+@example(b"u,s,1,2\ru,s,1,2\n" + b'u,s,"x\ny",2\n', (1 << 19, 4_000_000))
+@example(b'u,s,5" disk,1\nu,s,2,7" disk\nu,s,"x\ny",1\n', (30, 90))
+@example(b"x" * 90 + b"u,s,1,2\nu,s,1,2\n", (30, 90))
+def test_a_table_is_what_the_csv_module_says_however_it_is_read(
+    table: bytes, sizes: tuple[int, int]
+) -> None:
+    found = [row for block in blocks(HEADER + table, *sizes) for row in block.rows()]
+    assert found == list(expected(HEADER + table, sizes[1]))
 
 
 def test_what_is_plain_is_read_in_one_piece_and_an_odd_row_costs_only_its_piece() -> None:
@@ -81,3 +90,14 @@ def test_a_cell_longer_than_the_csv_modules_limit_is_a_bad_row() -> None:
     (block,) = blocks(table)
     assert list(block.lines) == [2, 4]
     assert block.bad == [BadRow(line=3, reason="field larger than field limit (131072)")]
+
+
+def test_long_names_and_short_rows_come_in_small_blocks() -> None:
+    """Each attribute brings its name: half a megabyte of rows could be gigabytes of attributes."""
+    name = b"n" * 20_000
+    found = blocks(b"image_url,sku," + name + b"\n" + b"u,s,1\n" * 50_000)
+    assert sum(len(block.lines) for block in found) == 50_000
+    assert max(len(block.lines) for block in found) <= 200
+    found = blocks(b"image_url,sku\n" + b"u,s\n" * 50_000)
+    assert sum(len(block.lines) for block in found) == 50_000
+    assert max(len(block.lines) for block in found) <= 10_000

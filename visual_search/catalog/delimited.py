@@ -15,8 +15,10 @@ from visual_search.catalog.lines import Lines
 from visual_search.catalog.rows import BadRow, Block, Blocks, Record, in_blocks
 from visual_search.errors import UsageError
 
-# More than is ever parsed at once: it comes as one piece.
+# More than `Lines.ahead` ever gives: it is parsed as one piece.
 _PARSED_BYTES: Final = 1 << 22
+_MAX_ROWS: Final = 8_192
+_MAX_NAMES_BYTES: Final = 4_000_000
 
 
 def delimited(file: BinaryIO, delimiter: str, columns: Columns, name: str) -> Blocks:
@@ -45,6 +47,9 @@ class _Table:
         self._picked = picked
         self._delimiter = delimiter
         self._encoder = CellEncoder(picked.names)
+        # Each attribute brings its name.
+        names_bytes = sum(map(len, picked.names)) + 1
+        self._rows_at_once = max(1, min(_MAX_ROWS, _MAX_NAMES_BYTES // names_bytes))
         names = [str(n) for n in range(picked.width)]
         self._options = (
             pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=_PARSED_BYTES),
@@ -58,18 +63,19 @@ class _Table:
         """All rows from the one that begins at a line; `text` takes from `lines`."""
         while ahead := lines.ahead():
             count = ahead.count(b"\n")
-            if block := self._plain(ahead, range(line, line + count)):
+            if batch := self._plain(ahead, count):
                 lines.take(ahead)
-                yield block
+                for start in range(0, count, self._rows_at_once):
+                    some = batch.slice(start, self._rows_at_once)
+                    yield self._block(some, line + start)
                 line += count
             else:
                 taken = csv.reader(text, delimiter=self._delimiter)
                 yield from in_blocks(self._each(taken, line, max(count, 1)))
                 line += taken.line_num
 
-    def _plain(self, ahead: bytes, lines: range) -> Block | None:
+    def _plain(self, ahead: bytes, count: int) -> pa.RecordBatch | None:
         """Rows that are one line each; `None` if something about them is odd."""
-        picked = self._picked
         # Where each "\r" stands before a "\n", only a "\n" ends a row. Arrow drops a mark of byte
         # order wherever it begins.
         if ahead.count(b"\r") != ahead.count(b"\r\n") or ahead.startswith(codecs.BOM_UTF8):
@@ -78,22 +84,31 @@ class _Table:
             table = pa_csv.read_csv(pa.BufferReader(ahead), *self._options)
         except pa.ArrowInvalid:  # not UTF-8, a row of another width
             return None
-        if table.num_rows != len(lines):  # an empty line, or a row of several lines
+        if table.num_rows != count:  # an empty line, or a row of several lines
             return None
         (batch,) = table.to_batches()
-        if batch.column(picked.width - 1)[-1].as_py().endswith("\n"):  # its quotes are still open
+        if batch.column(self._picked.width - 1)[-1].as_py().endswith("\n"):  # an open quote
             return None
-        if any(_longest(cells) > csv.field_size_limit() for cells in batch.columns):
-            return None
+        too_long = any(_longest(cells) > csv.field_size_limit() for cells in batch.columns)
+        return None if too_long else batch
+
+    def _block(self, batch: pa.RecordBatch, line: int) -> Block:
+        picked = self._picked
         url, key, product = (
             None if n is None else batch.column(n)
             for n in (picked.url, picked.image_key, picked.product_id)
         )
         cells = [batch.column(n) for n in picked.positions]
-        return Block(lines, url, key, product, self._encoder.columns(cells) if cells else None)
+        return Block(
+            lines=range(line, line + batch.num_rows),
+            urls=url,
+            image_keys=key,
+            product_ids=product,
+            attributes=self._encoder.columns(cells) if cells else None,
+        )
 
     def _each(self, reader: Any, line: int, count: int) -> Iterator[Record | BadRow]:
-        """Rows one by one, from so many lines or as many more as the last row has."""
+        """Rows one by one: those that begin in the next `count` lines."""
         picked = self._picked
         before = line
         while reader.line_num < count:

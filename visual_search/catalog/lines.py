@@ -55,9 +55,10 @@ class Lines:
     def _cut(self) -> Iterator[bytes]:
         """Lines, each at most `_MAX_LINE_BYTES` long; the rest of a longer is lost."""
         while line := self._line():
+            rest = line
+            while len(rest) == _MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                rest = self._line()
             yield line
-            while len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
-                line = self._line()
 
     def _line(self) -> bytes:
         if end := self._ahead.find(b"\n", self._at) + 1:
@@ -66,4 +67,8 @@ class Lines:
             return line
         begun = self._ahead[self._at :]
         self._ahead, self._at = b"", 0
-        return begun if self._ended else begun + self._file.readline(_MAX_LINE_BYTES - len(begun))
+        if self._ended:
+            return begun
+        more = self._file.readline(_MAX_LINE_BYTES - len(begun))
+        self._ended = not more
+        return begun + more

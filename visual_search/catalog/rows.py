@@ -66,7 +66,7 @@ class RefusedRowError(ValueError):
 Column: TypeAlias = pa.StringArray | Sequence[object] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
     """Some rows, column by column: the cells of `Record`s, and the bad rows among them."""
 
@@ -104,7 +104,7 @@ def in_blocks(rows: Iterable[Record | BadRow]) -> Blocks:
             bad.append(row)
         else:
             records.append(row)
-            size += len(row.attributes or "")
+            size += sum(len(cell) for cell in row if isinstance(cell, str))
         if len(records) + len(bad) >= BLOCK_ROWS or size >= _BLOCK_BYTES:
             yield _block(records, bad)
             records, bad, size = [], [], 0
@@ -114,9 +114,18 @@ def in_blocks(rows: Iterable[Record | BadRow]) -> Blocks:
 
 def _block(records: Sequence[Record], bad: Sequence[BadRow]) -> Block:
     if not records:
-        return Block((), None, None, None, None, bad)
+        return Block(
+            lines=(), urls=None, image_keys=None, product_ids=None, attributes=None, bad=bad
+        )
     lines, urls, keys, products, attributes = zip(*records, strict=True)
-    return Block(lines, _given(urls), _given(keys), _given(products), _given(attributes), bad)
+    return Block(
+        lines=lines,
+        urls=_given(urls),
+        image_keys=_given(keys),
+        product_ids=_given(products),
+        attributes=_given(attributes),
+        bad=bad,
+    )
 
 
 def _given(cells: Sequence[object]) -> Sequence[object] | None:

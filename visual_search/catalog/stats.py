@@ -103,16 +103,16 @@ def newest_hosts(connection: Connection) -> list[str]:
     hosts = connection.execute(
         text(r"""
             WITH newest AS (
-                SELECT image_id, split_part(host, ':', 1) AS host FROM images
-                WHERE host NOT LIKE '[%'
-                  AND host !~ '(^|\.)([0-9]+|0[xX][0-9a-fA-F]*)\.?(:[0-9]+)?$'
-                ORDER BY image_id DESC LIMIT :images
+                SELECT image_id, host FROM images ORDER BY image_id DESC LIMIT :images
             )
-            SELECT host FROM newest GROUP BY host ORDER BY max(image_id) DESC LIMIT :most
+            SELECT split_part(host, ':', 1) AS name FROM newest
+            WHERE host NOT LIKE '[%'
+              AND host !~ '(^|\.)([0-9]+|0[xX][0-9a-fA-F]*)\.?(:[0-9]+)?$'
+            GROUP BY name ORDER BY max(image_id) DESC LIMIT :most
         """),
         {"images": _NEWEST_IMAGES, "most": _NEWEST_HOSTS},
     )
-    return [row.host for row in hosts]
+    return [row.name for row in hosts]
 
 
 def _attributes(connection: Connection, products: int) -> tuple[int, tuple[AttributeCount, ...]]:

@@ -235,8 +235,9 @@ def _run(
 ) -> ModelResult:
     from visual_search.pipeline.run import ModelRun  # noqa: PLC0415 - imports torch
 
-    # A full collection would go through all that torch is made of, a quarter of a second in which
-    # neither downloads nor batches move on.
+    # A full collection goes through all that torch is made of, a quarter of a second in which
+    # neither downloads nor batches move on: now, to end the model before, and then never again.
+    gc.collect()
     gc.freeze()
     run_id = RunId(uuid4())
     claimable = database.run(lambda c: status.count_claimable(c, model.model_key))

@@ -192,9 +192,9 @@ class Feeder:
             outlook = await self._in_database(
                 lambda connection: claim.outlook(connection, self._model.model_key)
             )
-            self.outlook = outlook
             soon = outlook.next_in_s
             if soon is None or time.monotonic() + soon > deadline:
+                self.outlook = outlook
                 self.waiting = await self._in_database(
                     lambda connection: claim.count_pending(connection, self._model.model_key)
                 )
