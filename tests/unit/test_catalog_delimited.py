@@ -65,6 +65,7 @@ SIZES = st.sampled_from(((8, 90), (30, 90), (90, 90), (1 << 19, 4_000_000)))
 @example(b'u,s,"a"b"c",1\nu,s,"a"\n,1\n', (90, 90))
 @example(b"u,s,1,2\ru,s,1,2\n" + b'u,s,"x\ny",2\n', (1 << 19, 4_000_000))
 @example(b'u,s,5" disk,1\nu,s,2,7" disk\nu,s,"x\ny",1\n', (30, 90))
+@example(b"x" * 80 + b'u,s,"x, y",true\nu,s,1,2\n', (90, 90))
 @example(b"x" * 90 + b"u,s,1,2\nu,s,1,2\n", (30, 90))
 def test_a_table_is_what_the_csv_module_says_however_it_is_read(
     table: bytes, sizes: tuple[int, int]

@@ -69,6 +69,7 @@ class Lines:
         self._ahead, self._at = b"", 0
         if self._ended:
             return begun
-        more = self._file.readline(_MAX_LINE_BYTES - len(begun))
-        self._ended = not more
+        missing = _MAX_LINE_BYTES - len(begun)
+        more = self._file.readline(missing)
+        self._ended = len(more) < missing and not more.endswith(b"\n")
         return begun + more
