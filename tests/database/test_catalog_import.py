@@ -32,7 +32,9 @@ HOSTILE = st.text(
 def stored(connection: Connection, chunk: Chunk) -> store._Tally:
     """A chunk as an import stores it, in a transaction that the test keeps open."""
     store.lock_catalogue(connection)
-    return store._store_products(connection, chunk) + store._store_images(connection, chunk)
+    hopes = store._Hopes()
+    products = store._store_products(connection, chunk, hopes)
+    return products + store._store_images(connection, chunk, hopes)
 
 
 def source(
@@ -227,6 +229,31 @@ def test_progress_is_told_after_each_chunk(
     )
     assert [rows for rows, _ in told] == [2, 5]
     assert told[-1] == (5, 1)
+
+
+def test_chunks_of_new_rows_known_ones_and_both_follow_each_other(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_small_chunks(monkeypatch, 5)
+    names, columns = ("sku", "image_url", "n"), Columns(product_id="sku")
+
+    def rows(*numbers: int) -> list[tuple[Any, ...]]:
+        return [(f"p{n}", f"http://h.test/{n}.jpg", n) for n in numbers]
+
+    import_rows(database, names, rows(*range(30, 35), 52, 58), columns)
+    # All new three times, all known, all new twice, one known among new ones, all new.
+    numbers = [*range(15), *range(30, 35), *range(40, 60)]
+    given = [(sku, url, n + 1000) for sku, url, n in rows(*numbers)]
+    found = import_rows(database, names, given, columns)
+    assert (found.rows, found.new, found.unchanged) == (40, 33, 7)
+    assert (found.products_new, found.products_updated) == (33, 7)
+    assert select(
+        database,
+        "SELECT product_id, url, (attributes->>'n')::int FROM images "
+        "JOIN product_images USING (image_id) JOIN products USING (product_id) ORDER BY 3",
+    ) == sorted(given, key=lambda row: row[2])
+    for table in ("images", "products", "product_images"):
+        assert select(database, f"SELECT count(*) FROM {table}") == [(40,)]
 
 
 def test_a_source_that_breaks_off_leaves_what_was_stored(

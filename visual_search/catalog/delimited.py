@@ -78,7 +78,9 @@ class _Table:
         """Rows that are one line each; `None` if something about them is odd."""
         # Where each "\r" stands before a "\n", only a "\n" ends a row. Arrow drops a mark of byte
         # order wherever it begins.
-        if ahead.count(b"\r") != ahead.count(b"\r\n") or ahead.startswith(codecs.BOM_UTF8):
+        if b"\r" in ahead and ahead.count(b"\r") != ahead.count(b"\r\n"):
+            return None
+        if ahead.startswith(codecs.BOM_UTF8):
             return None
         try:
             table = pa_csv.read_csv(pa.BufferReader(ahead), *self._options)

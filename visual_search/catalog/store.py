@@ -12,7 +12,7 @@ import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from visual_search.catalog.arrays import Mask, Positions, joined
 from visual_search.catalog.chunk import Chunk, collect
@@ -28,6 +28,9 @@ _STORING: Final = 2
 CATALOGUE_LOCK: Final = 0x76_73_65_64
 # Two imports would both add a product if the connection broke by which one holds the lock above.
 PRODUCTS_LOCK: Final = CATALOGUE_LOCK + 1
+_IMAGES: Final = "images (image_id, image_key, key_hash, url, host)"
+_LINKS: Final = "product_images (product_id, image_id)"
+_PRODUCTS: Final = "products (product_id, attributes)"
 # Each piece waits for the interpreter while the next rows are read: few, then.
 _COPIED_BYTES: Final = 8_000_000
 
@@ -112,7 +115,7 @@ def import_images(
         UsageError: The source cannot be read on; what was stored before stays.
         DatabaseGoneError: The database was away for too long; what was stored before stays.
     """
-    bad, tally = BadRows(), _Tally()
+    bad, tally, hopes = BadRows(), _Tally(), _Hopes()
     storing: deque[Future[_Tally]] = deque()
 
     def next_stored() -> _Tally:
@@ -131,7 +134,7 @@ def import_images(
             if len(storing) == _STORING:
                 tally = next_stored()
             chunk = sorting.submit(collected.chunk)
-            storing.append(images.submit(_store, database, chunk, aside))
+            storing.append(images.submit(_store, database, chunk, hopes, aside))
         while storing:
             tally = next_stored()
     return Imported(
@@ -185,7 +188,18 @@ def look_up_by_index(connection: Connection) -> None:
     )
 
 
-def _store(database: Database, prepared: Future[Chunk], aside: Executor) -> _Tally:
+@dataclass(slots=True)
+class _Hopes:
+    """Whether the chunk before had nothing known: then the next is copied without being asked for.
+
+    That saves a tenth of the work of a first import. A key that is known after all undoes the copy.
+    """
+
+    images: bool = False
+    products: bool = False
+
+
+def _store(database: Database, prepared: Future[Chunk], hopes: _Hopes, aside: Executor) -> _Tally:
     """Bring the tables up to a chunk, products and images at the same time.
 
     What is new is copied straight into the tables, in half the time of any statement that finds
@@ -197,10 +211,10 @@ def _store(database: Database, prepared: Future[Chunk], aside: Executor) -> _Tal
     def step(connection: Connection) -> _Tally:
         lock_catalogue(connection)
         # In a transaction within this one: no link is ever there without its product.
-        products = aside.submit(database.run, partial(_store_products, chunk=chunk))
+        products = aside.submit(database.run, partial(_store_products, chunk=chunk, hopes=hopes))
         attempts.append(products)
         try:
-            images = _store_images(connection, chunk)
+            images = _store_images(connection, chunk, hopes)
         finally:
             wait((products,))
         products.result()
@@ -211,25 +225,39 @@ def _store(database: Database, prepared: Future[Chunk], aside: Executor) -> _Tal
     return sum(stored, images)
 
 
-def _store_images(connection: Connection, chunk: Chunk) -> _Tally:
+def _store_images(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tally:
     look_up_by_index(connection)
+    every = np.arange(len(chunk.hashes))
+    if hopes.images:
+        ids = _take_numbers(connection, len(every))
+        hopes.images = _copy_unless_known(connection, _IMAGES, _images(chunk, ids, every))
+        if hopes.images:
+            copy(connection, _LINKS, _links(chunk, ids, np.ones(len(chunk.linked_images), bool)))
+            return _Tally(rows=chunk.rows, new=len(every))
     ids = _known_images(connection, chunk)
     known, new = np.flatnonzero(ids), np.flatnonzero(ids == 0)
+    hopes.images = not len(known)
     of_known = ids[chunk.linked_images] > 0
     if len(new):
         ids[new] = _take_numbers(connection, len(new))
-        copy(
-            connection,
-            "images (image_id, image_key, key_hash, url, host)",
-            _images(chunk, ids, new),
-        )
+        copy(connection, _IMAGES, _images(chunk, ids, new))
         # No link of theirs can be there.
-        copy(connection, "product_images (product_id, image_id)", _links(chunk, ids, ~of_known))
+        copy(connection, _LINKS, _links(chunk, ids, ~of_known))
     updated = 0
     if len(known):
         updated = _update_images(connection, _images(chunk, ids, known))
         _add_links(connection, _links(chunk, ids, of_known))
     return _Tally(rows=chunk.rows, new=len(new), updated=updated)
+
+
+def _copy_unless_known(connection: Connection, table: str, lines: pa.StringArray) -> bool:
+    """Copy all lines, or none if one of their keys is there already."""
+    try:
+        with connection.begin_nested():
+            copy(connection, table, lines)
+    except IntegrityError:
+        return False
+    return True
 
 
 def _images(chunk: Chunk, ids: Positions, positions: Positions) -> pa.StringArray:
@@ -313,9 +341,13 @@ def _add_links(connection: Connection, lines: pa.StringArray) -> None:
     )
 
 
-def _store_products(connection: Connection, chunk: Chunk) -> _Tally:
+def _store_products(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tally:
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": PRODUCTS_LOCK})
     look_up_by_index(connection)
+    if hopes.products:
+        hopes.products = _copy_unless_known(connection, _PRODUCTS, chunk.products)
+        if hopes.products:
+            return _Tally(products_new=len(chunk.products))
     found = connection.execute(
         text("""
             SELECT coalesce(array_agg(product_id), '{}')
@@ -325,7 +357,8 @@ def _store_products(connection: Connection, chunk: Chunk) -> _Tally:
     ).scalar_one()
     known = pc.is_in(chunk.product_ids, pa.array(found, pa.string()))
     new = chunk.products.filter(pc.invert(known))
-    copy(connection, "products (product_id, attributes)", new)
+    copy(connection, _PRODUCTS, new)
+    hopes.products = len(new) == len(chunk.products)
     described = chunk.products.filter(pc.and_(known, chunk.described))
     updated = _update_products(connection, described) if len(described) else 0
     return _Tally(products_new=len(new), products_updated=updated)
