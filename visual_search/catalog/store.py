@@ -28,9 +28,6 @@ _STORING: Final = 2
 CATALOGUE_LOCK: Final = 0x76_73_65_64
 # Two imports would both add a product if the connection broke by which one holds the lock above.
 PRODUCTS_LOCK: Final = CATALOGUE_LOCK + 1
-_IMAGES: Final = "images (image_id, image_key, key_hash, url, host)"
-_LINKS: Final = "product_images (product_id, image_id)"
-_PRODUCTS: Final = "products (product_id, attributes)"
 # Each piece waits for the interpreter while the next rows are read: few, then.
 _COPIED_BYTES: Final = 8_000_000
 
@@ -230,9 +227,9 @@ def _store_images(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tally
     every = np.arange(len(chunk.hashes))
     if hopes.images:
         ids = _take_numbers(connection, len(every))
-        hopes.images = _copy_unless_known(connection, _IMAGES, _images(chunk, ids, every))
+        hopes.images = _copy_unless_known(connection, _copy_images, _images(chunk, ids, every))
         if hopes.images:
-            copy(connection, _LINKS, _links(chunk, ids, np.ones(len(chunk.linked_images), bool)))
+            _copy_links(connection, _links(chunk, ids, np.ones(len(chunk.linked_images), bool)))
             return _Tally(rows=chunk.rows, new=len(every))
     ids = _known_images(connection, chunk)
     known, new = np.flatnonzero(ids), np.flatnonzero(ids == 0)
@@ -240,9 +237,9 @@ def _store_images(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tally
     of_known = ids[chunk.linked_images] > 0
     if len(new):
         ids[new] = _take_numbers(connection, len(new))
-        copy(connection, _IMAGES, _images(chunk, ids, new))
+        _copy_images(connection, _images(chunk, ids, new))
         # No link of theirs can be there.
-        copy(connection, _LINKS, _links(chunk, ids, ~of_known))
+        _copy_links(connection, _links(chunk, ids, ~of_known))
     updated = 0
     if len(known):
         updated = _update_images(connection, _images(chunk, ids, known))
@@ -250,11 +247,27 @@ def _store_images(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tally
     return _Tally(rows=chunk.rows, new=len(new), updated=updated)
 
 
-def _copy_unless_known(connection: Connection, table: str, lines: pa.StringArray) -> bool:
+def _copy_images(connection: Connection, lines: pa.StringArray) -> None:
+    copy(connection, "images (image_id, image_key, key_hash, url, host)", lines)
+
+
+def _copy_links(connection: Connection, lines: pa.StringArray) -> None:
+    copy(connection, "product_images (product_id, image_id)", lines)
+
+
+def _copy_products(connection: Connection, lines: pa.StringArray) -> None:
+    copy(connection, "products (product_id, attributes)", lines)
+
+
+def _copy_unless_known(
+    connection: Connection,
+    copier: Callable[[Connection, pa.StringArray], None],
+    lines: pa.StringArray,
+) -> bool:
     """Copy all lines, or none if one of their keys is there already."""
     try:
         with connection.begin_nested():
-            copy(connection, table, lines)
+            copier(connection, lines)
     except IntegrityError:
         return False
     return True
@@ -345,7 +358,7 @@ def _store_products(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tal
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": PRODUCTS_LOCK})
     look_up_by_index(connection)
     if hopes.products:
-        hopes.products = _copy_unless_known(connection, _PRODUCTS, chunk.products)
+        hopes.products = _copy_unless_known(connection, _copy_products, chunk.products)
         if hopes.products:
             return _Tally(products_new=len(chunk.products))
     found = connection.execute(
@@ -357,7 +370,7 @@ def _store_products(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tal
     ).scalar_one()
     known = pc.is_in(chunk.product_ids, pa.array(found, pa.string()))
     new = chunk.products.filter(pc.invert(known))
-    copy(connection, _PRODUCTS, new)
+    _copy_products(connection, new)
     hopes.products = len(new) == len(chunk.products)
     described = chunk.products.filter(pc.and_(known, chunk.described))
     updated = _update_products(connection, described) if len(described) else 0
