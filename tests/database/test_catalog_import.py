@@ -18,6 +18,8 @@ from visual_search import claim
 from visual_search.catalog import Columns, Imported, Source, import_images, store
 from visual_search.catalog.chunk import Chunk, collect
 from visual_search.catalog.readers import table_blocks
+from visual_search.catalog.rows import MAX_LISTED_BAD_ROWS
+from visual_search.catalog.tables import lock_catalogue
 from visual_search.database.connection import Database
 from visual_search.errors import UsageError
 
@@ -31,7 +33,7 @@ HOSTILE = st.text(
 
 def stored(connection: Connection, chunk: Chunk) -> store._Tally:
     """A chunk as an import stores it, in a transaction that the test keeps open."""
-    store.lock_catalogue(connection)
+    lock_catalogue(connection)
     hopes = store._Hopes()
     products = store._store_products(connection, chunk, hopes)
     return products + store._store_images(connection, chunk, hopes)
@@ -213,7 +215,7 @@ def test_bad_rows_are_counted_listed_and_left_out(database: Database) -> None:
     rows = [*urls(0, 3), *[("ftp://h.test",)] * 1_500, *urls(3, 5)]
     found = import_rows(database, ("image_url",), rows)
     assert (found.rows, found.new, found.bad) == (5, 5, 1_500)
-    assert len(found.bad_rows) == store.MAX_LISTED_BAD_ROWS
+    assert len(found.bad_rows) == MAX_LISTED_BAD_ROWS
     assert found.bad_rows[0].line == 4
 
 

@@ -28,8 +28,7 @@ from visual_search.catalog import (
     remove_images,
 )
 from visual_search.catalog.chunk import collect
-from visual_search.catalog.rows import BadRow
-from visual_search.catalog.store import BadRows
+from visual_search.catalog.rows import BadRow, BadRows
 from visual_search.database.connection import Database
 from visual_search.errors import FailureReason
 from visual_search.status import ModelStatus

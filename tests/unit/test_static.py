@@ -79,7 +79,7 @@ ALLOWED_SQL = {
     ("visual_search/catalog/query.py", "f'FETCH {_ROWS_AT_ONCE} FROM vsearch_query'"): (
         "a constant of the module; FETCH takes no parameters"
     ),
-    ("visual_search/catalog/store.py", "statement"): (
+    ("visual_search/catalog/tables.py", "statement"): (
         "COPY takes no parameters; its table's name is a literal at each call"
     ),
 }

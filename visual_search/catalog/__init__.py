@@ -2,7 +2,7 @@
 
 `readers` (with `lines` and `delimited`) and `query` turn files and the user's own tables into
 rows; `columns`, `rows` and `encoding` say what a row may be; `chunk` and `store` bring the tables
-up to them, `removal` takes images out, `stats` counts.
+up to them, `removal` takes images out, both by way of `tables`; `stats` counts.
 """
 
 from visual_search.catalog.columns import Columns

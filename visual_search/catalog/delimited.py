@@ -76,11 +76,10 @@ class _Table:
 
     def _plain(self, ahead: bytes, count: int) -> pa.RecordBatch | None:
         """Rows that are one line each; `None` if something about them is odd."""
-        # Where each "\r" stands before a "\n", only a "\n" ends a row. Arrow drops a mark of byte
-        # order wherever it begins.
+        # Where each "\r" stands before a "\n", only a "\n" ends a row.
         if b"\r" in ahead and ahead.count(b"\r") != ahead.count(b"\r\n"):
             return None
-        if ahead.startswith(codecs.BOM_UTF8):
+        if ahead.startswith(codecs.BOM_UTF8):  # of which Arrow makes nothing, wherever it begins
             return None
         try:
             table = pa_csv.read_csv(pa.BufferReader(ahead), *self._options)
@@ -109,13 +108,12 @@ class _Table:
             attributes=self._encoder.columns(cells) if cells else None,
         )
 
-    def _each(self, reader: Any, line: int, count: int) -> Iterator[Record | BadRow]:
-        """Rows one by one: those that begin in the next `count` lines."""
+    def _each(self, reader: Any, first: int, count: int) -> Iterator[Record | BadRow]:
+        """Rows one by one: those that begin in `count` lines from the first one on."""
         picked = self._picked
-        before = line
         while reader.line_num < count:
             # A row may span lines: it begins one after the end of the row before.
-            line = before + reader.line_num
+            line = first + reader.line_num
             try:
                 cells = next(reader, None)
             except csv.Error as error:

@@ -10,8 +10,15 @@ from sqlalchemy import Connection, text
 
 from visual_search.catalog.chunk import escaped, hash_of_key
 from visual_search.catalog.readers import Source
-from visual_search.catalog.rows import BadRow, Record, RefusedRowError, checked_id, checked_url
-from visual_search.catalog.store import BadRows, copy, lock_catalogue, look_up_by_index
+from visual_search.catalog.rows import (
+    BadRow,
+    BadRows,
+    Record,
+    RefusedRowError,
+    checked_id,
+    checked_url,
+)
+from visual_search.catalog.tables import copy, lock_catalogue, look_up_by_index
 from visual_search.database.connection import Database
 from visual_search.errors import InternalError
 

@@ -17,6 +17,7 @@ MAX_URL_CHARS: Final = 8_192
 MAX_ATTRIBUTES_BYTES: Final = 1_000_000
 # Both columns of product_images' key fit one index entry (2,704 bytes) up to this length.
 MAX_PRODUCT_ID_BYTES: Final = 2_000
+MAX_LISTED_BAD_ROWS: Final = 1_000
 BLOCK_ROWS: Final = 512
 _BLOCK_BYTES: Final = 4_000_000
 
@@ -56,6 +57,20 @@ class BadRow:
 
     line: int
     reason: str
+
+
+class BadRows:
+    """Counts bad rows, remembers the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[BadRow] = []
+
+    def add(self, row: BadRow) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.first) < MAX_LISTED_BAD_ROWS:
+            self.first.append(row)
 
 
 class RefusedRowError(ValueError):

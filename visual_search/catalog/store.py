@@ -5,31 +5,23 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
-import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from visual_search.catalog.arrays import Mask, Positions, joined
 from visual_search.catalog.chunk import Chunk, collect
 from visual_search.catalog.readers import Source
-from visual_search.catalog.rows import BadRow
+from visual_search.catalog.rows import BadRow, BadRows
+from visual_search.catalog.tables import copy, lock_catalogue, lock_products, look_up_by_index
 from visual_search.database.connection import Database
-from visual_search.database.schema import SEEDING_LOCK
 
-MAX_LISTED_BAD_ROWS: Final = 1_000
 # Chunks that are sorted or stored at a time.
 _STORING: Final = 2
-# Imports and removals take turns, chunk by chunk: they touch the same rows in any order.
-CATALOGUE_LOCK: Final = 0x76_73_65_64
-# Two imports would both add a product if the connection broke by which one holds the lock above.
-PRODUCTS_LOCK: Final = CATALOGUE_LOCK + 1
-# Each piece waits for the interpreter while the next rows are read: few, then.
-_COPIED_BYTES: Final = 8_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,20 +68,6 @@ class _Tally:
             products_new=self.products_new + other.products_new,
             products_updated=self.products_updated + other.products_updated,
         )
-
-
-class BadRows:
-    """Counts bad rows, remembers the first."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: list[BadRow] = []
-
-    def add(self, row: BadRow) -> None:
-        """Count a row."""
-        self.count += 1
-        if len(self.first) < MAX_LISTED_BAD_ROWS:
-            self.first.append(row)
 
 
 def import_images(
@@ -142,46 +120,6 @@ def import_images(
         products_updated=tally.products_updated,
         bad=bad.count,
         bad_rows=tuple(bad.first),
-    )
-
-
-def copy(connection: Connection, table: str, lines: pa.StringArray) -> None:
-    """Fill a table from lines of COPY's text format."""
-    # Not what the environment or the server has for an encoding.
-    statement = f"COPY {table} FROM STDIN (ENCODING 'UTF8')"
-    driver = cast("psycopg2.extensions.connection", connection.connection.driver_connection)
-    # One after the other they lie in memory already.
-    content = pa.BufferReader(pa.concat_arrays([lines]).buffers()[2] or b"")
-    try:
-        with driver.cursor() as cursor:
-            cursor.copy_expert(statement, content, _COPIED_BYTES)
-    except psycopg2.Error as error:
-        # By the name under which all other statements' errors come.
-        raise DBAPIError.instance(
-            statement, None, error, psycopg2.Error, dialect=connection.dialect
-        ) from error
-
-
-def lock_catalogue(connection: Connection) -> None:
-    """Change the catalogue alone, and while nothing is seeded, until the transaction ends."""
-    connection.execute(
-        text("SELECT pg_advisory_xact_lock(:catalogue), pg_advisory_xact_lock_shared(:seeding)"),
-        {"catalogue": CATALOGUE_LOCK, "seeding": SEEDING_LOCK},
-    )
-
-
-def look_up_by_index(connection: Connection) -> None:
-    """For this transaction.
-
-    The planner knows little of the temporary tables and often less of ours: it would rather read
-    all images for each chunk, which is quicker now and takes forever in a large catalogue.
-    """
-    connection.execute(
-        text("""
-            SELECT set_config('enable_hashjoin', 'off', true),
-                   set_config('enable_mergejoin', 'off', true),
-                   set_config('enable_seqscan', 'off', true)
-        """)
     )
 
 
@@ -355,7 +293,7 @@ def _add_links(connection: Connection, lines: pa.StringArray) -> None:
 
 
 def _store_products(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tally:
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": PRODUCTS_LOCK})
+    lock_products(connection)
     look_up_by_index(connection)
     if hopes.products:
         hopes.products = _copy_unless_known(connection, _copy_products, chunk.products)
