@@ -1,7 +1,9 @@
 """The commands as a user types them: output, JSON, help, exit codes."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.end_to_end.workplace import PROJECT, Finished, Workplace
+from tests.faults.workers import wait_until
 from tests.server import ImageServer
 from visual_search.database.connection import Database
 
@@ -159,3 +162,21 @@ def test_doctor_names_what_is_wrong(place: Workplace) -> None:
     away = place.vsearch("doctor", VSEARCH_DATABASE_URL="postgresql://127.0.0.1:9/x")
     assert away.code == 1
     assert "BAD database" in away.out
+
+
+def test_an_import_that_is_interrupted_ends_at_once_and_keeps_whole_chunks(
+    place: Workplace,
+) -> None:
+    pipe = place.home / "products.csv"
+    os.mkfifo(pipe)
+    importing = place.start("catalog", "import", str(pipe))
+    with pipe.open("w") as lines:  # and no end
+        lines.write("image_url\n")
+        lines.writelines(f"http://h.test/{n}.jpg\n" for n in range(60_000))
+        lines.flush()
+        images = "SELECT count(*) FROM images"
+        wait_until(lambda: place.rows(images) > [(0,)], "a chunk is stored")
+        importing.send_signal(signal.SIGINT)
+        out, err = importing.communicate(timeout=60)
+    assert (importing.returncode, out, err) == (130, "", "")
+    assert place.rows(images) > [(0,)]
