@@ -5,7 +5,7 @@ lease lives. Every function is one step inside the caller's short transaction.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -17,6 +17,7 @@ from visual_search.images import ClaimedImage, ImageId, LeaseToken, ModelKey, Ru
 
 SEED_ROWS: Final = 100_000
 DEATHS_TO_FAIL: Final = 4
+_SOON_S: Final = 5.0
 
 
 class Suspicion(Enum):
@@ -377,3 +378,72 @@ def retry_failed(
         {"model_key": model_key, "all_reasons": named is None, "reasons": named or []},
     )
     return again.rowcount
+
+
+def claim_along(
+    connection: Connection,
+    *,
+    token: LeaseToken,
+    model_key: ModelKey,
+    images: Sequence[ClaimedImage],
+    suspicion: Suspicion,
+) -> list[ClaimedImage]:
+    """Claim, for another model, those of the images just claimed that it lacks and may have now.
+
+    What is due within `_SOON_S` may be had: images whose download failed for several models were
+    recorded one model after the other.
+
+    Raises:
+        FencedError: As of `claim_images`.
+    """
+    lock_lease(connection, token)
+    least, most, _ = suspicion.value
+    connection.execute(text("SELECT set_config('enable_seqscan', 'off', true)"))
+    claimed = connection.execute(
+        text("""
+            WITH due AS MATERIALIZED (
+                SELECT image_id FROM extractions
+                WHERE model_key = :model_key AND image_id = ANY(CAST(:image_ids AS bigint[]))
+                  AND status = 'pending'
+                  AND next_attempt_at <= clock_timestamp() + make_interval(secs => :soon_s)
+                  AND crashes BETWEEN :least AND :most
+                FOR UPDATE SKIP LOCKED
+            )
+            UPDATE extractions e SET status = 'claimed', lease_token = :token
+            FROM due
+            WHERE e.model_key = :model_key AND e.image_id = due.image_id
+            RETURNING e.image_id, e.attempts, e.crashes
+        """),
+        {
+            "model_key": model_key,
+            "token": token,
+            "image_ids": [image.image_id for image in images],
+            "soon_s": _SOON_S,
+            "least": least,
+            "most": most,
+        },
+    )
+    found = {
+        image_id: {"attempts": attempts, "crashes": crashes}
+        for image_id, attempts, crashes in claimed.all()
+    }
+    return [
+        replace(image, lease_token=token, **found[image.image_id])
+        for image in images
+        if image.image_id in found
+    ]
+
+
+def by_progress(connection: Connection, model_keys: Collection[ModelKey]) -> list[ModelKey]:
+    """These models, the one that knows the least of the catalogue first."""
+    return [
+        ModelKey(row.model_key)
+        for row in connection.execute(
+            text("""
+                SELECT model_key FROM models
+                WHERE model_key = ANY(CAST(:model_keys AS integer[]))
+                ORDER BY seeded_to, model_key
+            """),
+            {"model_keys": list(model_keys)},
+        )
+    ]

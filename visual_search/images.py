@@ -1,5 +1,6 @@
 """The values that travel between the stages, and the ids they carry."""
 
+import random
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NewType
@@ -56,13 +57,19 @@ class EmbeddedImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedImage:
-    """An image without a vector, and why."""
+    """An image without a vector, and why.
+
+    Attributes:
+        jitter: From 0 to 1: where in its back-off the next attempt lies. All models that wanted
+            the image have the same, so that they want it together again.
+    """
 
     image: ClaimedImage
     reason: FailureReason
     detail: str
     http_status: int | None = None
     retry_after_s: float | None = None
+    jitter: float = field(default_factory=random.random)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,6 @@ Every function is one step inside the caller's transaction, which holds the leas
 lease was taken over records nothing.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -330,9 +329,8 @@ def _count_removed(connection: Connection, image_ids: list[ImageId]) -> int:
 
 
 def _wait_s(failure: FailedImage, backoff_s: float) -> float:
-    ceiling = min(_MAX_BACKOFF_S, backoff_s * 2**failure.image.attempts)
-    jittered = random.uniform(0, ceiling)  # noqa: S311 - spreads load, keeps no secret
-    return max(jittered, failure.retry_after_s or 0)
+    ceiling: float = min(_MAX_BACKOFF_S, backoff_s * 2**failure.image.attempts)
+    return max(failure.jitter * ceiling, failure.retry_after_s or 0)
 
 
 def _shard_record(row: Row[tuple[object, ...]]) -> ShardRecord:

@@ -14,15 +14,6 @@ import pytest
 
 from tests.end_to_end.workplace import PROJECT, Finished, Workplace
 from tests.faults.workers import wait_until
-from tests.server import ImageServer
-from visual_search.database.connection import Database
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, database: Database, database_url: str, image_server: ImageServer
-) -> Workplace:
-    return Workplace(tmp_path, database, database_url, image_server)
 
 
 def document(ended: Finished) -> dict[str, Any]:

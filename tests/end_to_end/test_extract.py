@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import time
-from pathlib import Path
 
 import duckdb
 import pytest
@@ -11,17 +10,8 @@ from aiohttp import web
 
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import Workplace, ids, jpeg
-from tests.server import ImageServer
-from visual_search.database.connection import Database
 from visual_search.errors import ExitCode
 from visual_search.shard import local_path
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, database: Database, database_url: str, image_server: ImageServer
-) -> Workplace:
-    return Workplace(tmp_path, database, database_url, image_server)
 
 
 def test_every_image_is_downloaded_once_and_recorded_once(place: Workplace) -> None:

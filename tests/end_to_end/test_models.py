@@ -14,9 +14,7 @@ import torch
 
 from tests import tiny_model
 from tests.end_to_end.workplace import PROJECT, TINY, Finished, Workplace
-from tests.server import ImageServer
 from visual_search import models
-from visual_search.database.connection import Database
 from visual_search.errors import ExitCode
 from visual_search.settings import ModelTable
 from visual_search.status import model_statuses
@@ -25,13 +23,6 @@ OPEN = {key: value for key, value in TINY.items() if key != "precision"}
 FIELDS = {
     "name", "model_id", "active", "origin", "dim", "precision", "spec", "weights_path", "problem",
 }  # fmt: skip
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, database: Database, database_url: str, image_server: ImageServer
-) -> Workplace:
-    return Workplace(tmp_path, database, database_url, image_server)
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ import pytest
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import Workplace
 from tests.reference import reference_vector
-from tests.server import ImageServer
 from visual_search import embed
-from visual_search.database.connection import Database
 from visual_search.shard import read_vectors
 
 MODEL = "efficientnet_lite0"
@@ -81,13 +79,6 @@ def run(place: Workplace, photos: Photos, precision: str) -> Matrix:
     assert result.error is None
     assert (result.figures.done, result.figures.failed) == (len(photos.paths), 0)
     return photos.embedded(place)
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, database: Database, database_url: str, image_server: ImageServer
-) -> Workplace:
-    return Workplace(tmp_path, database, database_url, image_server)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

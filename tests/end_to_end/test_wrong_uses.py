@@ -12,17 +12,8 @@ from sqlalchemy import text
 
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import Finished, Workplace
-from tests.server import ImageServer
-from visual_search.database.connection import Database
 
 SECRET = "hunter2"
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, database: Database, database_url: str, image_server: ImageServer
-) -> Workplace:
-    return Workplace(tmp_path, database, database_url, image_server)
 
 
 @pytest.fixture

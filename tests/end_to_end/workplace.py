@@ -91,7 +91,8 @@ class Workplace:
 
     def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         with self.database.transaction() as connection:
-            return [tuple(row) for row in connection.execute(text(sql), parameters)]
+            found = connection.execute(text(sql), parameters)
+            return [tuple(row) for row in found] if found.returns_rows else []
 
     def environment(self) -> dict[str, str]:
         """For a `vsearch` process of its own."""

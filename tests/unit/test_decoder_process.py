@@ -87,11 +87,16 @@ def test_pixels_are_those_of_decode(decoder: DecoderProcess) -> None:
         np.testing.assert_array_equal(decoder.decode(body, copied), expected)
 
 
-def test_a_decoder_may_be_told_to_take_smaller_pictures() -> None:
+def test_a_decoder_may_be_told_to_take_a_picture_smaller(decoder: DecoderProcess) -> None:
     body = pictures.photo_bytes(1600, 1200, "JPEG")
-    with DecoderProcess(max_pixels=MAX_PIXELS, timeout_s=10, least_px=500) as decoder:
-        shape, size = decoder.decode(body, lambda p: (p.pixels.shape, (p.width, p.height)))
-    assert (shape, size) == ((600, 800, 3), (1600, 1200))
+
+    def sizes(least_px: int | None) -> object:
+        return decoder.decode(
+            body, lambda p: (p.pixels.shape, (p.width, p.height)), least_px=least_px
+        )
+
+    assert sizes(500) == ((600, 800, 3), (1600, 1200))
+    assert sizes(None) == ((1200, 1600, 3), (1600, 1200))
 
 
 def test_what_consume_returns_or_raises_comes_through(decoder: DecoderProcess) -> None:

@@ -1,9 +1,7 @@
 """What runs in a decoder process: bodies in on stdin, pixels out through shared memory.
 
-Started by `process.py`, as `python -m visual_search.decode.child FD MAX_PIXELS TIMEOUT_S LEAST_PX`;
-the last is 0 where no image may be decoded smaller than it is. One request is 8 bytes of length
-and the body; one answer is one line of JSON. JSON, because nothing that this process says may run
-code in its parent. It ends when stdin does, so it cannot outlive the parent.
+Started by `process.py`, as `python -m visual_search.decode.child FD MAX_PIXELS TIMEOUT_S`; what is
+said then is in `protocol.py`. It ends when stdin does, so it cannot outlive the parent.
 """
 
 import contextlib
@@ -20,9 +18,11 @@ import numpy as np
 from PIL import Image
 
 from visual_search.decode.pixels import decode
+from visual_search.decode.protocol import GO, HEADER
 from visual_search.errors import ImageError
 
-_HEADER_BYTES = 8
+# Pictures that need less are decoded without asking; each decoder has that much at all times.
+_FREE_BYTES = 10 << 20
 # Python with NumPy and Pillow maps about 0.2 GB. Above that, a picture takes 4 bytes a pixel as
 # decoded, and the widest decoder (WebP) three more canvases of the same size.
 _BASE_MEMORY_BYTES = 2 << 30
@@ -31,7 +31,6 @@ _MEMORY_BYTES_PER_PIXEL = 8
 
 def main() -> None:
     fd, max_pixels, timeout_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    least_px = int(sys.argv[4]) or None
     # The parent decides when to stop: a drain finishes the images that are under way.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -44,11 +43,25 @@ def main() -> None:
     # stderr was for trouble at the start. From here on nobody reads it, and a full pipe blocks.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     _answer(answers, {})
-    while (body := _next_body(requests)) is not None:
+
+    def ask_for_memory(needs_bytes: int) -> None:
+        if needs_bytes > _FREE_BYTES:
+            _answer(answers, {"needs_bytes": needs_bytes})
+            if requests.read(len(GO)) != GO:
+                sys.exit()  # the parent is gone
+
+    while (request := _next_request(requests)) is not None:
+        body, least_px = request
         # Ends a decode that hangs even if the parent, which cuts it long before, has been killed.
         _limit(resource.RLIMIT_CPU, int(time.process_time() + 4 * timeout_s) + 1)
         try:
-            picture = decode(body, max_pixels=max_pixels, least_px=least_px, room=room)
+            picture = decode(
+                body,
+                max_pixels=max_pixels,
+                least_px=least_px,
+                room=room,
+                before_pixels=ask_for_memory,
+            )
             whole = {"whole_width": picture.width, "whole_height": picture.height}
             height, width, _ = picture.pixels.shape
             _answer(answers, {"height": height, "width": width, **whole})
@@ -56,12 +69,14 @@ def main() -> None:
             _answer(answers, {"reason": error.reason.name, "detail": error.detail})
 
 
-def _next_body(requests: BinaryIO) -> bytes | None:
-    header = requests.read(_HEADER_BYTES)
-    size = int.from_bytes(header)
-    body = requests.read(size)
+def _next_request(requests: BinaryIO) -> tuple[bytes, int | None] | None:
+    header = requests.read(HEADER.size)
     # Less than announced: the parent is gone.
-    return body if len(header) == _HEADER_BYTES and len(body) == size else None
+    if len(header) < HEADER.size:
+        return None
+    size, least_px = HEADER.unpack(header)
+    body = requests.read(size)
+    return (body, least_px or None) if len(body) == size else None
 
 
 def _answer(answers: BinaryIO, answer: dict[str, object]) -> None:

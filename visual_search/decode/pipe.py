@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import IO, Any, cast
 
+from visual_search.decode.protocol import GO, HEADER
 from visual_search.redaction import printable
 
-_HEADER_BYTES = 8
 _START_TIMEOUT_S = 60
 _END_TIMEOUT_S = 1
 _SLICE_S = 0.5
@@ -29,12 +29,11 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 class Child:
     """A running `visual_search.decode.child`."""
 
-    def __init__(
-        self, *, memory_fd: int, max_pixels: int, timeout_s: float, least_px: int | None
-    ) -> None:
+    def __init__(self, *, memory_fd: int, max_pixels: int, timeout_s: float) -> None:
         self.cpu_s = 0.0
         self._ready = False
-        arguments = [str(memory_fd), str(max_pixels), str(timeout_s), str(least_px or 0)]
+        self._patience = _Patience(0)
+        arguments = [str(memory_fd), str(max_pixels), str(timeout_s)]
         self._process = subprocess.Popen(
             # -P: whatever folder is the current one, it provides no modules.
             [sys.executable, "-P", "-m", "visual_search.decode.child", *arguments],
@@ -69,20 +68,25 @@ class Child:
             self._ready = True
         return True
 
-    def ask(self, body: bytes, timeout_s: float) -> dict[str, Any]:
+    def ask(self, body: bytes, least_px: int, timeout_s: float) -> dict[str, Any]:
         """Send one image, return the answer.
+
+        A large picture is not decoded at once: the answer then says what it needs, and `go_on`
+        has the real one.
 
         Raises:
             TimeoutError: Not all of it went through in time. The child is of no more use.
             EOFError, BrokenPipeError: It died.
             LookupError, TypeError, ValueError: Its answer makes no sense.
         """
-        patience = _Patience(timeout_s)
-        unsent = memoryview(len(body).to_bytes(_HEADER_BYTES) + body)
-        while unsent:
-            patience.wait(self._requests.fileno(), select.POLLOUT)
-            unsent = unsent[os.write(self._requests.fileno(), unsent) :]
-        return self._next_answer(patience)
+        self._patience = _Patience(timeout_s)
+        self._send(HEADER.pack(len(body), least_px) + body)
+        return self._next_answer(self._patience)
+
+    def go_on(self) -> dict[str, Any]:
+        """Let it decode the large picture, in what is left of the time. Raises as `ask` does."""
+        self._send(GO)
+        return self._next_answer(self._patience)
 
     def kill(self) -> None:
         self._process.kill()
@@ -102,6 +106,12 @@ class Child:
         self._answers.close()
         self._complaints.close()
         return how
+
+    def _send(self, request: bytes) -> None:
+        unsent = memoryview(request)
+        while unsent:
+            self._patience.wait(self._requests.fileno(), select.POLLOUT)
+            unsent = unsent[os.write(self._requests.fileno(), unsent) :]
 
     def _next_answer(self, patience: "_Patience") -> dict[str, Any]:
         line = b""

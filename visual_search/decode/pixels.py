@@ -4,6 +4,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from visual_search.redaction import printable
 
 CHANNELS = 3
 _BAND_PIXELS = 1 << 20
+# A progressive JPEG is kept as coefficients, at its full size, until its last scan is read.
+_COEFFICIENT_BYTES_PER_PIXEL = 6
 
 # What Pillow throws over hostile bytes, found by running malformed files; OSError alone misses
 # a third. Whatever it is, it is a verdict about these bytes.
@@ -82,6 +85,7 @@ def decode(
     max_pixels: int,
     least_px: int | None = None,
     room: npt.NDArray[np.uint8] | None = None,
+    before_pixels: Callable[[int], None] = lambda _bytes: None,
 ) -> Picture:
     """Decode the first frame of a JPEG, PNG, WebP, GIF or BMP file.
 
@@ -96,6 +100,7 @@ def decode(
         least_px: A JPEG may come at a half, a quarter or an eighth of its size, which takes a
             fraction of the time, as long as no side gets shorter than this. `None`: it may not.
         room: Flat uint8 memory to decode into, of at least 3 x `max_pixels`; without it, new.
+        before_pixels: Told, by the header, how many bytes the picture will take at most.
 
     Raises:
         ImageError: `EMPTY_BODY`, `NOT_AN_IMAGE`, `TOO_MANY_PIXELS`, `TRUNCATED_IMAGE` or
@@ -105,7 +110,7 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image, (width, height) = _load(body, kind, max_pixels, least_px)
+            image, (width, height) = _load(body, kind, max_pixels, least_px, before_pixels)
             turn = _turn_upright(image)
             if turn is not None:
                 image = image.transpose(turn)
@@ -117,7 +122,11 @@ def decode(
 
 
 def _load(
-    body: bytes, kind: Format, max_pixels: int, least_px: int | None
+    body: bytes,
+    kind: Format,
+    max_pixels: int,
+    least_px: int | None,
+    before_pixels: Callable[[int], None],
 ) -> tuple[Image.Image, tuple[int, int]]:
     """The image, and the size it has in the file."""
     if kind is formats.WEBP:
@@ -130,6 +139,10 @@ def _load(
     size = image.size
     if kind is formats.JPEG and least_px is not None:
         image.draft(image.mode, (least_px, least_px))
+    needed = image.width * image.height * kind.bytes_per_pixel
+    if "progressive" in image.info:
+        needed += size[0] * size[1] * _COEFFICIENT_BYTES_PER_PIXEL
+    before_pixels(needed)
     image.load()
     return image, size
 

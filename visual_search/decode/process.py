@@ -5,11 +5,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
 
+from visual_search.decode.budget import PixelBudget
 from visual_search.decode.pipe import Child
 from visual_search.decode.pixels import Picture
 from visual_search.errors import FailureReason, ImageError, InternalError, TemporaryError
@@ -33,23 +35,35 @@ class DecoderProcess:
     Making one does not wait until the child is ready; the first `decode` does.
     """
 
-    def __init__(self, *, max_pixels: int, timeout_s: float, least_px: int | None = None) -> None:
-        """Start the child; the limits are those of `pixels.decode`."""
+    def __init__(
+        self, *, max_pixels: int, timeout_s: float, budget: PixelBudget | None = None
+    ) -> None:
+        """Start the child.
+
+        Args:
+            max_pixels: As of `pixels.decode`.
+            timeout_s: How long one image may take.
+            budget: Large pictures take of it while they are decoded and consumed. `None`: as much
+                as there is.
+        """
         self._max_pixels = max_pixels
         self._timeout_s = timeout_s
-        self._least_px = least_px
+        self._budget = budget or PixelBudget()
         self._fd = _nameless_file(_CHANNELS * max_pixels)
         self._memory = np.frombuffer(mmap.mmap(self._fd, 0), np.uint8)
         self._former_cpu_s = 0.0
         self._child = self._start()
 
-    def decode(self, body: bytes, consume: Callable[[Picture], T]) -> T:
+    def decode(
+        self, body: bytes, consume: Callable[[Picture], T], *, least_px: int | None = None
+    ) -> T:
         """Decode `body` and hand the picture to `consume`.
 
         Args:
             body: The encoded file.
             consume: Gets the picture. The next image uses the memory of its pixels: what is
                 needed for longer has to be copied before `consume` returns.
+            least_px: As of `pixels.decode`.
 
         Returns:
             What `consume` returned.
@@ -60,12 +74,14 @@ class DecoderProcess:
             TemporaryError, InternalError: No child can be started, or none gets ready. No image
                 is to blame.
         """
-        picture = self._decoded(self._ready_child(), body)
-        try:
-            return consume(picture)
-        finally:
-            if picture.pixels.size > _KEPT_BYTES:
-                self._give_back_memory()
+        child = self._ready_child()
+        with ExitStack() as room:
+            picture = self._decoded(child, body, least_px or 0, room)
+            try:
+                return consume(picture)
+            finally:
+                if picture.pixels.size > _KEPT_BYTES:
+                    self._give_back_memory()
 
     @property
     def cpu_seconds(self) -> float:
@@ -90,9 +106,12 @@ class DecoderProcess:
     ) -> None:
         self.close()
 
-    def _decoded(self, child: Child, body: bytes) -> Picture:
+    def _decoded(self, child: Child, body: bytes, least_px: int, room: ExitStack) -> Picture:
         try:
-            answer = child.ask(body, self._timeout_s)
+            answer = child.ask(body, least_px, self._timeout_s)
+            if "needs_bytes" in answer:
+                room.enter_context(self._budget.room(int(answer["needs_bytes"])))
+                answer = child.go_on()
             if "reason" in answer:
                 raise ImageError(FailureReason[answer["reason"]], printable(str(answer["detail"])))
             height, width = int(answer["height"]), int(answer["width"])
@@ -120,7 +139,6 @@ class DecoderProcess:
                 memory_fd=self._fd,
                 max_pixels=self._max_pixels,
                 timeout_s=self._timeout_s,
-                least_px=self._least_px,
             )
         except OSError as error:
             raise TemporaryError(f"cannot start a decoder process: {error.strerror}") from error

@@ -1,7 +1,6 @@
 """URL → bytes: polite to hosts, bounded in time and size, and never inward.
 
-One `Downloader` serves a whole run. What it holds at most, beside idle connections:
-`concurrency` bodies of `max_bytes`.
+One `Downloader` serves a whole run. What its bodies take in memory is bounded by a `BodyBudget`.
 """
 
 import asyncio
@@ -20,6 +19,7 @@ from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 from yarl import URL
 
 from visual_search import __version__
+from visual_search.download.budget import BodyBudget, Reservation
 from visual_search.download.hosts import MAX_WAIT_S, Hosts
 from visual_search.download.lookup import SystemResolver
 from visual_search.download.sending import Sending, tracing
@@ -45,6 +45,8 @@ _READ_BYTES: Final = 1 << 16
 
 _BACKOFF_S: Final = 1.0
 
+__all__ = ["BodyBudget", "Downloader"]
+
 
 class Downloader:
     """Fetches images, many at once; an async context manager.
@@ -61,18 +63,22 @@ class Downloader:
         self,
         settings: DownloadSettings,
         on_pause: Callable[[str, float], None] = lambda _host, _seconds: None,
+        bodies: BodyBudget | None = None,
     ) -> None:
         """Nothing is opened yet.
 
         Args:
             settings: Limits, manners, and what may be reached.
             on_pause: Told of each host that is to be left alone, and for how many seconds.
+            bodies: What a body takes of it, from before it is asked for, is the caller's to give
+                back once it is decoded. `None`: as much as there is.
 
         Raises:
             SettingsError: `ca_file` cannot be read, or holds no certificates.
         """
         self._settings = settings
         self._on_pause = on_pause
+        self._bodies = bodies or BodyBudget()
         self._guard = Guard(settings.allow_networks, settings.allow_ports)
         self._tls = _tls_context(settings)
         self._proxy = None if settings.proxy is None else URL(settings.proxy.get_secret_value())
@@ -121,7 +127,8 @@ class Downloader:
     async def fetch(self, url: str) -> Download:
         """Fetch one image in up to `tries` tries, each a request and its redirects.
 
-        All of them and the pauses between take at most `deadline_s`.
+        All of them and the pauses between take at most `deadline_s`, but for waits for a host or
+        for memory.
 
         Raises:
             ImageError: With the last try's reason. A long `Retry-After` is not waited for but
@@ -130,13 +137,16 @@ class Downloader:
                 not asked for this image yet.
         """
         target = self._guard.check_url(url)
-        patience = _Patience(self._settings.deadline_s)
+        room = Reservation(self._bodies)
+        await room.resize(self._bodies.usual_bytes)
+        patience = _Patience(self._settings.deadline_s, room)
         try:
             return await self._retry(patience.before_next_try, self._try, target, patience)
-        except HostPausedError:
-            if patience.failure is None:
-                raise
-            raise patience.failure from None
+        except BaseException as error:
+            room.release()
+            if isinstance(error, HostPausedError) and patience.failure is not None:
+                raise patience.failure from None
+            raise
 
     def pause(self, host: str, seconds: float) -> None:
         """Leave a host alone for so long, since another worker was asked to."""
@@ -181,7 +191,7 @@ class Downloader:
     ) -> Download | URL:
         sending = Sending()
         try:
-            async with asyncio.timeout_at(patience.ends):
+            async with asyncio.timeout_at(patience.ends) as timer:
                 if self._proxy is not None:
                     await self._check_addresses(url)
                 async with self._session.get(
@@ -197,7 +207,7 @@ class Downloader:
                         return self._guard.follow(url, location)
                     if response.status not in _WITH_BODY:
                         raise refused(response)
-                    return await self._read(response)
+                    return await self._read(response, patience, timer)
         except (aiohttp.ClientError, HttpProcessingError) as error:
             raise translated(error, url) from None  # its message holds the whole URL
         except TimeoutError:
@@ -215,11 +225,17 @@ class Downloader:
                 FailureReason.DNS, f"{url.raw_host}: {printable(error.strerror or 'no address')}"
             ) from None
 
-    async def _read(self, response: aiohttp.ClientResponse) -> Download:
+    async def _read(
+        self, response: aiohttp.ClientResponse, patience: "_Patience", timer: asyncio.Timeout
+    ) -> Download:
         """The body, counted after decompression, given up within a read above the cap."""
         limit = int(self._settings.max_bytes)
-        if (response.content_length or 0) > limit:
-            raise _too_large(f"{response.content_length} bytes", limit, response.status)
+        announced = response.content_length
+        if (announced or 0) > limit:
+            raise _too_large(f"{announced} bytes", limit, response.status)
+        # What is compressed or announces no length may become as long as is allowed.
+        compressed = response.headers.get("Content-Encoding", "identity") != "identity"
+        await patience.wait_for_room(limit if compressed else announced or limit, timer)
         chunks, size, digest = [], 0, sha256()
         async for chunk in response.content.iter_any():
             size += len(chunk)
@@ -229,17 +245,28 @@ class Downloader:
             digest.update(chunk)
         if not size:
             raise ImageError(FailureReason.EMPTY_BODY, "0 bytes", http_status=response.status)
+        self._bodies.note(size)
+        await patience.wait_for_room(size, timer)
         return Download(body=b"".join(chunks), content_sha256=digest.digest())
 
 
 class _Patience:
     """How long one image may still take, over all its tries, and how its last try failed."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, room: Reservation) -> None:
         self.now = asyncio.get_running_loop().time
         self.ends = self.now() + seconds
+        self._room = room
         self.failure: ImageError | None = None
         self._tries = 0
+
+    async def wait_for_room(self, size: int, timer: asyncio.Timeout) -> None:
+        """Wait for memory for `size` bytes; meanwhile the time limit and its timer stand still."""
+        began = self.now()
+        timer.reschedule(None)
+        await self._room.resize(size)
+        self.ends += self.now() - began
+        timer.reschedule(self.ends)
 
     def before_next_try(self, error: Exception) -> float | bool:
         """What stamina asks after a failed try: the pause in seconds, or False for no more tries.

@@ -1,7 +1,8 @@
 """The only part that knows the order: claim, download, decode, embed, shard, record.
 
-`extract` runs it for each model in turn; `run.py` holds the threads of one run, `feeder.py` its
-beginning, `recorder.py` its end.
+`extract` finds out for which models there is something to do, and runs them together: `run.py`
+holds the threads, `feeder.py` their beginning, `recorder.py` their end, `model_run.py` what each
+model has to itself.
 """
 
 import gc
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from uuid import uuid4
 
 import structlog
@@ -28,6 +29,9 @@ from visual_search.progress import Progress
 from visual_search.runs import RunFigures
 from visual_search.settings import Settings
 from visual_search.shard import output_folder, prepare_output
+
+if TYPE_CHECKING:
+    from visual_search.pipeline.model_run import ModelRun
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -76,9 +80,9 @@ def extract(
     retry_failed: bool = False,
     on_result: Callable[[ModelResult], None] | None = None,
 ) -> list[ModelResult]:
-    """Embed all images that lack a vector, for each model in turn.
+    """Embed all images that lack a vector, each fetched once for all models that lack it.
 
-    A model that fails does not keep the next one from its work; a signal does.
+    A model that fails does not keep another one from its work; a signal does.
 
     Args:
         database: Open, with a current schema.
@@ -92,18 +96,35 @@ def extract(
     Returns:
         One result for each model that was begun; `gravest` makes an exit code of them.
     """
-    results = []
-    for name in names:
-        with structlog.contextvars.bound_contextvars(model=name):
-            result = _extract_model(
-                database, settings, name, stop=stop, limit=limit, retry_failed=retry_failed
-            )
+    results: list[ModelResult] = []
+
+    def note(result: ModelResult) -> None:
+        results.append(result)
         if on_result is not None:
             on_result(result)
-        results.append(result)
+
+    ready: list[_Ready] = []
+    for name in names:
         if stop.exit_code is not None:
             break
-    return results
+        with structlog.contextvars.bound_contextvars(model=name):
+            prepared = _prepare(database, settings, name, retry_failed=retry_failed)
+        if isinstance(prepared, ModelResult):
+            note(prepared)
+        else:
+            ready.append(prepared)
+    if ready and stop.exit_code is None:
+        with stop.deferred():
+            _run(database, settings, ready, stop=stop, limit=limit, note=note)
+    return sorted(results, key=lambda result: names.index(result.model))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ready:
+    """A model that has something to do, and its file of weights, if it needs one."""
+
+    model: RegisteredModel
+    weights: Path | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,15 +186,10 @@ def _precision(database: Database, settings: Settings, name: str) -> Literal["fp
     return "bf16" if embed.does_bf16_fast(device) else "fp32"
 
 
-def _extract_model(
-    database: Database,
-    settings: Settings,
-    name: str,
-    *,
-    stop: StopSignals,
-    limit: int | None,
-    retry_failed: bool,
-) -> ModelResult:
+def _prepare(
+    database: Database, settings: Settings, name: str, *, retry_failed: bool
+) -> _Ready | ModelResult:
+    """Register a model and get its weights; a result if it has nothing to do, or cannot."""
     try:
         asked = settings.embed.precision != "auto"
         spec = resolve_model(database, settings, name)
@@ -189,14 +205,11 @@ def _extract_model(
         idle = _nothing_to_do(database, settings, model)
         if idle is not None:
             return idle
-        weights_path = weights.obtain(spec, settings.weights, home=settings.home)
+        path = weights.obtain(spec, settings.weights, home=settings.home)
         prepare_output(folder, database.run(record.catalogue_id))
     except RunError as error:
         return ModelResult(model=name, exit_code=error.exit_code, error=str(error))
-    with stop.deferred():
-        return _run(
-            database, settings, model, stop=stop, limit=limit, folder=folder, weights=weights_path
-        )
+    return _Ready(model=model, weights=path)
 
 
 def _nothing_to_do(
@@ -226,63 +239,84 @@ def _nothing_to_do(
 def _run(
     database: Database,
     settings: Settings,
-    model: RegisteredModel,
+    ready: Sequence[_Ready],
     *,
     stop: StopSignals,
     limit: int | None,
-    folder: Path,
-    weights: Path | None,
-) -> ModelResult:
-    from visual_search.pipeline.run import ModelRun  # noqa: PLC0415 - imports torch
+    note: Callable[[ModelResult], None],
+) -> None:
+    """Run the models together; their results are told to `note`.
+
+    Raises:
+        BaseException: What stopped a model, if it was not to be expected; after all results.
+    """
+    from visual_search.pipeline.model_run import ModelWork  # noqa: PLC0415 - imports torch
+    from visual_search.pipeline.run import Run  # noqa: PLC0415 - imports torch
 
     # A full collection goes through all that torch is made of, a quarter of a second in which
-    # neither downloads nor batches move on: now, to end the model before, and then never again.
+    # neither downloads nor batches move on: now, to end the models before, and then never again.
     gc.collect()
     gc.freeze()
-    run_id = RunId(uuid4())
-    claimable = database.run(lambda c: status.count_claimable(c, model.model_key))
-    database.run(lambda c: runs.start_run(c, run_id=run_id, model_key=model.model_key))
-    error: RunError | None = None
-    with (
-        structlog.contextvars.bound_contextvars(run_id=str(run_id)),
-        Progress(model.name, claimable if limit is None else min(limit, claimable)) as progress,
-    ):
-        run = ModelRun(
+    work = [
+        ModelWork(model=each.model, run_id=RunId(uuid4()), weights=each.weights, limit=limit)
+        for each in ready
+    ]
+    images = 0
+    for each in work:
+        claimable = database.run(lambda c, k=each.model.model_key: status.count_claimable(c, k))  # type: ignore[misc]
+        database.run(
+            lambda c, each=each: runs.start_run(  # type: ignore[misc]
+                c, run_id=each.run_id, model_key=each.model.model_key
+            )
+        )
+        images += claimable if limit is None else min(limit, claimable)
+        log.info(
+            "run_started",
+            model=each.model.name,
+            run_id=str(each.run_id),
+            images=claimable,
+            at=datetime.now(UTC).isoformat(),
+        )
+    with Progress(", ".join(each.model.name for each in work), images) as progress:
+        run = Run(
             database,
             settings,
-            model,
-            run_id=run_id,
-            weights=weights,
-            folder=folder,
-            limit=limit,
+            work,
+            folder=output_folder(settings.output_uri),
             stop=stop,
             progress=progress,
         )
-        log.info("run_started", images=claimable, at=datetime.now(UTC).isoformat())
-        try:
-            run.execute()
-        except RunError as stopped:
-            error = stopped
-        except BaseException as bug:
-            unexpected = InternalError(f"unexpected {type(bug).__name__}")
-            _finish(database, run_id, run.figures(), unexpected)
-            raise
-        if stop.exit_code is not None:
-            trouble = f"; then: {error}" if error else ""
-            error = StoppedError(
-                f"stopped by a signal; finished work is recorded{trouble}", stop.exit_code
-            )
-        _finish(database, run_id, run.figures(), error)
-    outlook = run.outlook
+        run.execute()
+    for part in run.models:
+        if part.error is None or isinstance(part.error, RunError):
+            note(_finished(database, part, part.error, stop))
+        else:
+            bug = InternalError(f"unexpected {type(part.error).__name__}")
+            _finish(database, part.run_id, part.figures(), bug)
+    for part in run.models:
+        if part.error is not None and not isinstance(part.error, RunError):
+            raise part.error
+
+
+def _finished(
+    database: Database, run: "ModelRun", error: RunError | None, stop: StopSignals
+) -> ModelResult:
+    """The end of a model's run, as the table and the caller get it."""
+    if stop.exit_code is not None:
+        trouble = f"; then: {error}" if error else ""
+        error = StoppedError(
+            f"stopped by a signal; finished work is recorded{trouble}", stop.exit_code
+        )
+    _finish(database, run.run_id, run.figures(), error)
     return ModelResult(
-        model=model.name,
-        model_id=model.model_id,
-        run_id=run_id,
+        model=run.model.name,
+        model_id=run.model.model_id,
+        run_id=run.run_id,
         figures=run.figures(),
-        shards=run.shards,
+        shards=run.recorder.shards,
         waiting=run.waiting,
-        due_in_s=outlook.due_in_s if outlook else None,
-        any_failed=run.figures().failed > 0,
+        due_in_s=run.outlook.due_in_s if run.outlook else None,
+        any_failed=run.recorder.failed > 0,
         exit_code=error.exit_code if error else ExitCode.OK,
         error=str(error) if error else None,
     )

@@ -1,32 +1,25 @@
-"""Where a run's processor time goes, by stage."""
+"""Where a run's processor time goes, by stage and model."""
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from visual_search.runs import STAGES
 
 
 class CoreTime:
-    """Core-seconds of each stage, added up by the threads that work on it.
+    """Core-seconds of each stage for one model, added up by the threads that work on it.
 
-    Embedding runs on torch's own threads, so its share is what the process used and no other
-    stage of this process claims. Decoder children are separate processes and add to it.
+    Embedding runs on torch's own threads. All models of a run together have for it what the
+    process used and no other stage claims; each has the share of its batches in the time that
+    batches took. Decoder children are separate processes and add to the process.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._spent = dict.fromkeys(STAGES, 0.0)
-        self._children = 0.0
-        self._started = time.process_time()
-
-    def add(self, stage: str, seconds: float, *, in_child: bool = False) -> None:
-        """Add core-seconds of this process, or of a child."""
-        with self._lock:
-            self._spent[stage] += seconds
-            if in_child:
-                self._children += seconds
+    def __init__(self, run: "RunCoreTime") -> None:
+        self._run = run
+        self.spent = dict.fromkeys(STAGES, 0.0)
+        self.embedding_s = 0.0
 
     @contextmanager
     def measured(self, stage: str) -> Iterator[None]:
@@ -35,12 +28,57 @@ class CoreTime:
         try:
             yield
         finally:
-            self.add(stage, time.thread_time() - before)
+            self._run.add(stage, time.thread_time() - before, [self])
+
+    @contextmanager
+    def embedding(self) -> Iterator[None]:
+        """The block is the work of a batch."""
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self.embedding_s += time.monotonic() - before
 
     def per_stage(self) -> dict[str, float]:
         """Core-seconds so far, rounded to milliseconds."""
+        return self._run.per_stage(self)
+
+
+class RunCoreTime:
+    """The core-seconds of all models of a run; shared work counts for each in equal parts."""
+
+    def __init__(self, models: int) -> None:
+        self._lock = threading.Lock()
+        self._children = 0.0
+        self._started = time.process_time()
+        self.models = [CoreTime(self) for _ in range(models)]
+
+    def add(
+        self, stage: str, seconds: float, models: Sequence[CoreTime], *, in_child: bool = False
+    ) -> None:
+        """Add core-seconds of this process, or of a child, that were spent for these models."""
         with self._lock:
-            spent = dict(self._spent)
-            own = time.process_time() - self._started
-            spent["embed"] = max(0.0, own - (sum(spent.values()) - self._children))
+            for model in models:
+                model.spent[stage] += seconds / len(models)
+            if in_child:
+                self._children += seconds
+
+    @contextmanager
+    def measured(self, stage: str, models: Sequence[CoreTime]) -> Iterator[None]:
+        """Add what the calling thread spends in the block."""
+        before = time.thread_time()
+        try:
+            yield
+        finally:
+            self.add(stage, time.thread_time() - before, models)
+
+    def per_stage(self, model: CoreTime) -> dict[str, float]:
+        """Core-seconds of one model so far, rounded to milliseconds."""
+        with self._lock:
+            spent = dict(model.spent)
+            known = sum(sum(each.spent.values()) for each in self.models) - self._children
+        embedding_s = sum(each.embedding_s for each in self.models)
+        if embedding_s:
+            left = time.process_time() - self._started - known
+            spent["embed"] = max(0.0, left * model.embedding_s / embedding_s)
         return {stage: round(seconds, 3) for stage, seconds in spent.items()}

@@ -2,8 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from random import random
 from typing import Final, TypeVar
 from uuid import uuid4
 
@@ -11,21 +14,21 @@ import structlog
 from sqlalchemy import Connection
 
 from visual_search import claim, hosts
-from visual_search.claim import Outlook, Suspicion
+from visual_search.claim import Suspicion
 from visual_search.database.connection import Database
-from visual_search.download import Downloader
+from visual_search.download import BodyBudget, Downloader
 from visual_search.errors import FencedError, HostPausedError, ImageError
 from visual_search.images import (
     ClaimedImage,
     Download,
     FailedImage,
+    ImageId,
     LeaseToken,
     PostponedImage,
-    RunId,
 )
-from visual_search.models.registry import RegisteredModel
-from visual_search.pipeline.core_time import CoreTime
-from visual_search.pipeline.recorder import OpenShard, Recorder
+from visual_search.pipeline.core_time import RunCoreTime
+from visual_search.pipeline.model_run import ModelRun, WantedImage
+from visual_search.pipeline.recorder import OpenShard
 from visual_search.settings import Settings
 
 T = TypeVar("T")
@@ -35,45 +38,67 @@ _CLAIM_ROWS: Final = 256
 _POLL_S: Final = 1.0
 # For the last images' pauses to reach other workers; the run's own end does not depend on it.
 _LAST_SHARING_S: Final = 5.0
-# Images between claim and record, for each download that may run: enough that a slow host does
-# not keep the others idle, few enough that they fit in memory as pixels of the model's size.
-_AHEAD: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Lease:
+    """Under what a model claims: its current shard's lease, or a new one."""
+
+    run: ModelRun
+    token: LeaseToken
+    new: bool
+
+
+class _LeaseLostError(Exception):
+    """Another worker has taken over the lease of this model's current shard."""
+
+    def __init__(self, run: ModelRun) -> None:
+        self.run = run
 
 
 class Feeder:
-    """Claims images, downloads them, and hands bodies and failures on.
+    """Claims images, downloads each once for all models that want it, hands bodies and failures on.
 
-    `run` is the feeder's own thread. `release_slot`, `release_bytes`, `shard_closed`, `drain` and
-    `cut` may be called from any thread.
+    One model leads: its images are claimed, and for the other models those of them that they lack,
+    too. The first to lead is the one that knows the least of the catalogue, so that whatever
+    another model lacks, it lacks as well.
+
+    `run` is the feeder's own thread. What releases, `shard_closed`, `drop`, `drain` and `cut` may
+    be called from any thread.
     """
 
     def __init__(
         self,
         database: Database,
-        model: RegisteredModel,
+        models: Sequence[ModelRun],
         *,
-        run_id: RunId,
         settings: Settings,
-        limit: int | None,
-        core_time: CoreTime,
-        recorder: Recorder,
-        on_body: Callable[[ClaimedImage, Download], None],
+        slots: int,
+        body_bytes: int,
+        core_time: RunCoreTime,
+        on_body: Callable[[WantedImage, Download], None],
     ) -> None:
+        """Nothing is claimed yet.
+
+        Args:
+            database: Open.
+            models: Which models to feed.
+            settings: Of downloads, leases and shards.
+            slots: Claims that may be between feeder and recorder, of all models together.
+            body_bytes: What bodies may take in memory until they are decoded.
+            core_time: Told of the time it takes.
+            on_body: Gets each download.
+        """
         self._database = database
-        self._model = model
-        self._run_id = run_id
+        self._models = models
         self._settings = settings
-        self._left = limit
         self._core_time = core_time
-        self._recorder = recorder
         self._on_body = on_body
         self._loop = asyncio.new_event_loop()
-        self._free_slots = _AHEAD * settings.download.concurrency
+        self._free_slots = slots
+        self._bodies = BodyBudget(body_bytes)
         self._draining = asyncio.Event()
         self._changed = asyncio.Event()
-        self._held_bytes = 0
-        self._open_shards = 0
-        self._current: OpenShard | None = None
         self._claiming = False
         self._metered_to = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,9 +106,6 @@ class Feeder:
         self._pause_noted = asyncio.Event()
         self._fed = asyncio.Event()
         self._bug: BaseException | None = None
-        self.claimed = 0
-        self.outlook: Outlook | None = None
-        self.waiting = 0
 
     def run(self) -> None:
         """Feed until nothing is left to claim, or until told to stop."""
@@ -98,13 +120,17 @@ class Feeder:
         """An image has left the pipeline."""
         self._call(self._free_slot)
 
-    def release_bytes(self, count: int) -> None:
+    def release_body(self, size: int) -> None:
         """A body of so many bytes has been decoded."""
-        self._call(self._free_bytes, count)
+        self._call(self._bodies.give_back, size)
 
-    def shard_closed(self) -> None:
+    def shard_closed(self, run: ModelRun) -> None:
         """A shard was recorded or given up."""
-        self._call(self._forget_shard)
+        self._call(self._forget_shard, run)
+
+    def drop(self, run: ModelRun) -> None:
+        """Claim no more for this model, which has an error."""
+        self._call(self._drop, run)
 
     def drain(self) -> None:
         """Claim no more; downloads under way may finish."""
@@ -126,12 +152,13 @@ class Feeder:
         self._free_slots += 1
         self._changed.set()
 
-    def _free_bytes(self, count: int) -> None:
-        self._held_bytes -= count
+    def _forget_shard(self, run: ModelRun) -> None:
+        run.open_shards -= 1
         self._changed.set()
 
-    def _forget_shard(self) -> None:
-        self._open_shards -= 1
+    def _drop(self, run: ModelRun) -> None:
+        if not self._claiming:
+            self._close_current(run)
         self._changed.set()
 
     def _drain(self) -> None:
@@ -143,8 +170,14 @@ class Feeder:
         for task in self._tasks:
             task.cancel()
 
+    @property
+    def _running(self) -> list[ModelRun]:
+        """The models that nothing has stopped."""
+        return [run for run in self._models if run.error is None]
+
     async def _main(self) -> None:
-        async with Downloader(self._settings.download, self._note_pause) as downloader:
+        downloader = Downloader(self._settings.download, self._note_pause, self._bodies)
+        async with downloader:
             rotation = asyncio.create_task(self._rotate())
             sharing = asyncio.create_task(self._share_pauses(downloader))
             sharing.add_done_callback(self._ended)
@@ -152,7 +185,7 @@ class Feeder:
                 await self._feed(downloader)
             finally:
                 rotation.cancel()
-                self._close_current()
+                self._close_all()
                 await asyncio.gather(*self._tasks)
                 self._fed.set()
                 self._pause_noted.set()
@@ -163,7 +196,7 @@ class Feeder:
 
     async def _feed(self, downloader: Downloader) -> None:
         while not self._draining.is_set():
-            if self._left == 0:
+            if all(run.left == 0 for run in self._running):
                 await self._settle()
                 return
             images = await self._claim(Suspicion.NONE)
@@ -179,7 +212,7 @@ class Feeder:
         for suspicion in (Suspicion.SOME, Suspicion.GRAVE):
             images = await self._claim(suspicion)
             if images:
-                self._close_current()
+                self._close_all()
                 await self._start(downloader, images)
                 await self._settle()
                 return True
@@ -189,26 +222,29 @@ class Feeder:
         """Wait for what another worker holds, or what is due soon. False: nothing is, or drain."""
         deadline = time.monotonic() + self._settings.extract.wait_s
         while not self._draining.is_set():
-            outlook = await self._in_database(
-                lambda connection: claim.outlook(connection, self._model.model_key)
-            )
-            soon = outlook.next_in_s
+            await self._in_database(self._look_out)
+            outlooks = [run.outlook for run in self._running if run.outlook is not None]
+            soon = min((o.next_in_s for o in outlooks if o.next_in_s is not None), default=None)
             if soon is None or time.monotonic() + soon > deadline:
-                self.outlook = outlook
-                self.waiting = await self._in_database(
-                    lambda connection: claim.count_pending(connection, self._model.model_key)
-                )
+                await self._in_database(self._count_waiting)
                 return False
-            if outlook.due_in_s is not None and outlook.due_in_s <= 0:
+            if any(o.due_in_s is not None and o.due_in_s <= 0 for o in outlooks):
                 return True
             await self._pause(min(max(soon, 0.05), _POLL_S))
-            if outlook.lease_ends_in_s is None:
+            if all(o.lease_ends_in_s is None for o in outlooks):
                 continue
             # Another worker may give images back at any moment: look, and wait on.
-            rescued = await self._in_database(self._rescue)
-            if rescued:
+            if await self._in_database(self._rescue):
                 return True
         return False
+
+    def _look_out(self, connection: Connection) -> None:
+        for run in self._running:
+            run.outlook = claim.outlook(connection, run.model.model_key)
+
+    def _count_waiting(self, connection: Connection) -> None:
+        for run in self._running:
+            run.waiting = claim.count_pending(connection, run.model.model_key)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -216,8 +252,8 @@ class Feeder:
 
     async def _settle(self) -> None:
         """Record all open shards, whatever they hold."""
-        self._close_current()
-        while self._open_shards and not self._draining.is_set():
+        self._close_all()
+        while any(run.open_shards for run in self._running) and not self._draining.is_set():
             await self._next_change()
 
     async def _next_change(self) -> None:
@@ -227,21 +263,20 @@ class Feeder:
     def _meter(self) -> None:
         """The loop's whole thread works for downloads."""
         now = time.thread_time()
-        self._core_time.add("download", now - self._metered_to)
+        self._core_time.add("download", now - self._metered_to, self._core_time.models)
         self._metered_to = now
 
     async def _rotate(self) -> None:
-        """Every second: close the current shard when it has been open for long enough."""
+        """Every second: close the current shards that have been open for long enough."""
         while True:
             await asyncio.sleep(_POLL_S)
             self._meter()
-            shard = self._current
-            if (
-                shard is not None
-                and not self._claiming
-                and time.monotonic() - shard.opened_at > self._settings.extract.shard_max_s
-            ):
-                self._close_current()
+            if self._claiming:
+                continue
+            opened_before = time.monotonic() - self._settings.extract.shard_max_s
+            for run in self._models:
+                if run.current is not None and run.current.opened_at < opened_before:
+                    self._close_current(run)
 
     def _note_pause(self, host: str, seconds: float) -> None:
         self._paused_until[host] = self._loop.time() + seconds
@@ -261,100 +296,179 @@ class Feeder:
             for host, seconds in paused.items():
                 downloader.pause(host, seconds)
 
-    def _close_current(self) -> None:
-        if self._current is not None:
-            self._recorder.close(self._current)
-            self._current = None
+    def _close_all(self) -> None:
+        for run in self._models:
+            self._close_current(run)
 
-    async def _claim(self, suspicion: Suspicion) -> list[ClaimedImage]:
-        """Claim for the current shard, or for a new one."""
+    def _close_current(self, run: ModelRun) -> None:
+        if run.current is not None:
+            run.recorder.close(run.current)
+            run.current = None
+
+    async def _claim(self, suspicion: Suspicion) -> list[WantedImage]:
+        """Claim for the current shards, or for new ones; what the first model finds that leads."""
         self._claiming = True
         try:
-            return await self._claim_for(self._current, suspicion)
-        except FencedError:
-            log.warning("lease_lost", model=self._model.name)
-            self._close_current()
-            return await self._claim_for(None, suspicion)
+            for run in await self._by_progress():
+                images = await self._claim_led_by(run, suspicion)
+                if images:
+                    return images
+            return []
         finally:
             self._claiming = False
+            for run in self._models:
+                if run.error is not None:
+                    self._close_current(run)
 
-    async def _claim_for(self, shard: OpenShard | None, suspicion: Suspicion) -> list[ClaimedImage]:
-        token = shard.token if shard else LeaseToken(uuid4())
-        room = self._settings.extract.shard_rows - (shard.claimed if shard else 0)
-        rows = min(_CLAIM_ROWS, room)
-        if self._left is not None:
-            rows = min(rows, self._left)
+    async def _by_progress(self) -> list[ModelRun]:
+        """Those that may claim more, the one that knows the least of the catalogue first."""
+        runs = {run.model.model_key: run for run in self._running if run.left != 0}
+        if len(runs) < 2:
+            return list(runs.values())
+        order = await self._in_database(lambda c: claim.by_progress(c, list(runs)))
+        return [runs[model_key] for model_key in order]
 
-        def step(connection: Connection) -> tuple[list[ClaimedImage], bool]:
-            self._rescue(connection)
-            if shard is None:
-                claim.open_lease(
-                    connection,
-                    token=token,
-                    model_key=self._model.model_key,
-                    run_id=self._run_id,
-                    lease_s=self._settings.extract.lease_s,
-                )
-            due = claim.claim_images(
-                connection,
-                token=token,
-                model_key=self._model.model_key,
-                rows=rows,
-                suspicion=suspicion,
+    async def _claim_led_by(self, leader: ModelRun, suspicion: Suspicion) -> list[WantedImage]:
+        while True:
+            try:
+                claims, were_due = await self._claim_once(leader, suspicion)
+            except _LeaseLostError as lost:
+                log.warning("lease_lost", model=lost.run.model.name)
+                self._close_current(lost.run)
+                continue
+            if claims:
+                return self._count(claims)
+            # Behind images whose hosts are paused there may be others, as behind what is not
+            # seeded.
+            if not were_due and (suspicion is not Suspicion.NONE or not await self._seed(leader)):
+                return []
+
+    async def _claim_once(
+        self, leader: ModelRun, suspicion: Suspicion
+    ) -> tuple[dict[_Lease, list[ClaimedImage]], bool]:
+        """What each model got that got anything; and whether anything of the leader's was due."""
+        others = [run for run in self._running if run is not leader and run.left != 0]
+        first, *leases = [
+            _Lease(
+                run=run,
+                token=run.current.token if run.current else LeaseToken(uuid4()),
+                new=run.current is None,
             )
-            images = claim.release_paused(connection, token=token, images=due)
-            if shard is None and not images:
-                claim.close_lease(connection, token)
-            return images, bool(due)
+            for run in [leader, *others]
+        ]
+        rows = min(_CLAIM_ROWS, self._room(leader), *(self._room(run) for run in others))
 
-        images, were_due = await self._in_database(step)
-        # Behind images whose hosts are paused there may be others, as behind what is not seeded.
-        while not images and (were_due or (suspicion is Suspicion.NONE and await self._seed())):
-            images, were_due = await self._in_database(step)
-        if images:
-            self._count(shard, token, len(images))
-        return images
+        def step(connection: Connection) -> tuple[dict[_Lease, list[ClaimedImage]], bool]:
+            self._rescue(connection)
+            with self._claiming_under(connection, first) as led:
+                due = claim.claim_images(
+                    connection,
+                    token=first.token,
+                    model_key=leader.model.model_key,
+                    rows=rows,
+                    suspicion=suspicion,
+                )
+                led.extend(claim.release_paused(connection, token=first.token, images=due))
+            claims = {first: led}
+            for lease in leases if led else []:
+                with self._claiming_under(connection, lease) as along:
+                    along.extend(
+                        claim.claim_along(
+                            connection,
+                            token=lease.token,
+                            model_key=lease.run.model.model_key,
+                            images=led,
+                            suspicion=suspicion,
+                        )
+                    )
+                claims[lease] = along
+            return {lease: images for lease, images in claims.items() if images}, bool(due)
+
+        return await self._in_database(step)
+
+    @contextmanager
+    def _claiming_under(
+        self, connection: Connection, lease: _Lease
+    ) -> Iterator[list[ClaimedImage]]:
+        """The list is to be filled with what is claimed; a lease that gets nothing is not kept."""
+        if lease.new:
+            claim.open_lease(
+                connection,
+                token=lease.token,
+                model_key=lease.run.model.model_key,
+                run_id=lease.run.run_id,
+                lease_s=self._settings.extract.lease_s,
+            )
+        images: list[ClaimedImage] = []
+        try:
+            yield images
+        except FencedError:
+            raise _LeaseLostError(lease.run) from None
+        if lease.new and not images:
+            claim.close_lease(connection, lease.token)
+
+    def _room(self, run: ModelRun) -> int:
+        """How many images the model may claim for its current shard."""
+        room = self._settings.extract.shard_rows - (run.current.claimed if run.current else 0)
+        return room if run.left is None else min(room, run.left)
 
     def _rescue(self, connection: Connection) -> int:
-        return claim.rescue_images(
-            connection,
-            self._model.model_key,
-            lease_s=self._settings.extract.lease_s,
-            own_run=self._run_id,
+        return sum(
+            claim.rescue_images(
+                connection,
+                run.model.model_key,
+                lease_s=self._settings.extract.lease_s,
+                own_run=run.run_id,
+            )
+            for run in self._running
         )
 
-    def _count(self, shard: OpenShard | None, token: LeaseToken, rows: int) -> None:
-        if shard is None:
-            shard = OpenShard(token=token)
-            self._current = shard
-            self._open_shards += 1
-            self._recorder.watch(shard)
-        shard.claimed += rows
-        self.claimed += rows
-        if self._left is not None:
-            self._left -= rows
-        if shard.claimed >= self._settings.extract.shard_rows:
-            self._close_current()
+    def _count(self, claims: Mapping[_Lease, Sequence[ClaimedImage]]) -> list[WantedImage]:
+        """Take note of what was claimed; by image."""
+        wanted: dict[ImageId, list[tuple[ModelRun, ClaimedImage]]] = {}
+        for lease, images in claims.items():
+            run = lease.run
+            shard = run.current
+            if shard is None:
+                shard = run.current = OpenShard(token=lease.token)
+                run.open_shards += 1
+                run.recorder.watch(shard)
+            shard.claimed += len(images)
+            run.claimed += len(images)
+            if run.left is not None:
+                run.left -= len(images)
+            if shard.claimed >= self._settings.extract.shard_rows:
+                self._close_current(run)
+            for image in images:
+                wanted.setdefault(image.image_id, []).append((run, image))
+        return [WantedImage(claims=tuple(parts)) for parts in wanted.values()]
 
-    async def _seed(self) -> int:
-        return await self._in_database(
-            lambda connection: claim.seed_images(connection, self._model.model_key)
+    async def _seed(self, leader: ModelRun) -> int:
+        """Make more images pending for a model, and for those that know no more than it now."""
+        seeded = await self._in_database(
+            lambda connection: claim.seed_images(connection, leader.model.model_key)
         )
+        if seeded:
+            for run in takewhile(lambda run: run is not leader, await self._by_progress()):
+                await self._in_database(
+                    lambda connection, run=run: claim.seed_images(connection, run.model.model_key)  # type: ignore[misc]
+                )
+        return seeded
 
-    async def _start(self, downloader: Downloader, images: list[ClaimedImage]) -> None:
+    async def _start(self, downloader: Downloader, images: list[WantedImage]) -> None:
         for image in images:
             while self._is_full() and not self._draining.is_set():
                 await self._next_change()
-            self._free_slots -= 1
+            self._free_slots -= len(image.claims)
             if self._draining.is_set():
-                self._recorder.put(image)
+                _give_back(image)
                 continue
             task = asyncio.create_task(self._fetch(downloader, image))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
     def _is_full(self) -> bool:
-        return self._free_slots <= 0 or self._held_bytes > self._settings.extract.memory_budget
+        return self._free_slots <= 0
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -362,30 +476,38 @@ class Feeder:
             self._bug = task.exception()
             self._drain()
 
-    async def _fetch(self, downloader: Downloader, image: ClaimedImage) -> None:
+    async def _fetch(self, downloader: Downloader, wanted: WantedImage) -> None:
         try:
-            download = await downloader.fetch(image.url)
+            download = await downloader.fetch(wanted.url)
         except ImageError as error:
-            self._recorder.put(
-                FailedImage(
-                    image=image,
-                    reason=error.reason,
-                    detail=error.detail,
-                    http_status=error.http_status,
-                    retry_after_s=error.retry_after_s,
+            jitter = random()  # noqa: S311 - spreads load, keeps no secret
+            for run, image in wanted.claims:
+                run.recorder.put(
+                    FailedImage(
+                        image=image,
+                        reason=error.reason,
+                        detail=error.detail,
+                        http_status=error.http_status,
+                        retry_after_s=error.retry_after_s,
+                        jitter=jitter,
+                    )
                 )
-            )
         except HostPausedError as error:
-            self._recorder.put(PostponedImage(image=image, wait_s=error.seconds))
+            for run, image in wanted.claims:
+                run.recorder.put(PostponedImage(image=image, wait_s=error.seconds))
         except asyncio.CancelledError:
-            self._recorder.put(image)
+            _give_back(wanted)
         else:
-            self._held_bytes += len(download.body)
-            self._on_body(image, download)
+            self._on_body(wanted, download)
 
     async def _in_database(self, step: Callable[[Connection], T]) -> T:
         def timed() -> T:
-            with self._core_time.measured("database"):
+            with self._core_time.measured("database", self._core_time.models):
                 return self._database.run(step)
 
         return await asyncio.to_thread(timed)
+
+
+def _give_back(wanted: WantedImage) -> None:
+    for run, image in wanted.claims:
+        run.recorder.put(image)

@@ -94,6 +94,7 @@ class Recorder:
         self._inbox: queue.SimpleQueue[Outcome | OpenShard | None] = queue.SimpleQueue()
         self._open: dict[LeaseToken, OpenShard] = {}
         self._lock = threading.Lock()
+        self._stopping = False
         self.done = 0
         self.failed = 0
         self.shards = 0
@@ -124,24 +125,32 @@ class Recorder:
     def run(self) -> None:
         """Record until `stop`; then close what is still open."""
         due = time.monotonic() + _TICK_S
-        running = True
-        while running:
+        while not self._stopping:
             try:
                 outcome = self._inbox.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 pass
             else:
                 if outcome is None:
-                    running = False
+                    self._stopping = True
                 elif isinstance(outcome, OpenShard):
                     self._close_if_complete(outcome)
                 else:
                     self._take(outcome)
-            if time.monotonic() >= due or not running:
+            if time.monotonic() >= due or self._stopping:
                 self._tick()
                 due = time.monotonic() + _TICK_S
         for shard in self._shards():
             self._close(shard)
+
+    def discard(self) -> None:
+        """Take outcomes until `stop` without recording any; after `run` has failed."""
+        while not self._stopping:
+            outcome = self._inbox.get()
+            if outcome is None:
+                self._stopping = True
+            elif not isinstance(outcome, OpenShard):
+                self._on_settled()
 
     def give_up(self) -> None:
         """Give back all claims, as far as the database answers; after `run` has failed."""

@@ -1,0 +1,159 @@
+"""What a run keeps apart for each of its models: leases, shards, failures and the network."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from visual_search.claim import Outlook
+from visual_search.database.connection import Database
+from visual_search.embed import Embedder
+from visual_search.images import ClaimedImage, RunId
+from visual_search.models.registry import RegisteredModel
+from visual_search.pipeline.core_time import CoreTime
+from visual_search.pipeline.failure_rate import FailureRate
+from visual_search.pipeline.recorder import OpenShard, Recorder
+from visual_search.runs import RunFigures
+from visual_search.settings import ExtractSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelWork:
+    """A model for which there is something to do.
+
+    Attributes:
+        run_id: One row of `runs`.
+        weights: The file, already checked; `None` where the model needs none.
+        limit: Claim at most so many images.
+    """
+
+    model: RegisteredModel
+    run_id: RunId
+    weights: Path | None
+    limit: int | None
+
+
+class ModelRun:
+    """One model's part in a run.
+
+    Attributes:
+        recorder: Takes the outcome of every image that was claimed for the model.
+        embedder: `None` until the network is loaded.
+        cut: Set when what is not embedded yet is to be given back.
+        error: What stopped the model, if anything did; the run may go on with others.
+        current: The shard for which images are claimed. This and what follows is the feeder's.
+        open_shards: How many are not recorded yet.
+        left: How many images may still be claimed; `None`: all.
+        outlook: What was left for later when nothing more could be claimed.
+        waiting: How many images were pending then.
+    """
+
+    def __init__(
+        self,
+        work: ModelWork,
+        database: Database,
+        folder: Path,
+        settings: ExtractSettings,
+        *,
+        core_time: CoreTime,
+        on_settled: Callable[[], None],
+        on_closed: Callable[["ModelRun"], None],
+        on_failed: Callable[["ModelRun"], None],
+    ) -> None:
+        self.model = work.model
+        self.run_id = work.run_id
+        self.weights = work.weights
+        self.core_time = core_time
+        self.rate = FailureRate(settings.max_failure_rate)
+        self.steady = SteadyRate()
+        self.embedder: Embedder | None = None
+        self.cut = threading.Event()
+        self.error: BaseException | None = None
+        self.current: OpenShard | None = None
+        self.open_shards = 0
+        self.claimed = 0
+        self.left = work.limit
+        self.outlook: Outlook | None = None
+        self.waiting = 0
+        self._on_failed = on_failed
+        self.recorder = Recorder(
+            database,
+            work.model,
+            folder,
+            run_id=work.run_id,
+            settings=settings,
+            core_time=core_time,
+            rate=self.rate,
+            on_settled=on_settled,
+            on_closed=lambda: on_closed(self),
+            on_hopeless=self.fail,
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """Stop this model because of `error`: give back what is not embedded yet."""
+        if self.error is None:
+            self.error = error
+        self.cut.set()
+        self._on_failed(self)
+
+    def figures(self) -> RunFigures:
+        """What was done so far."""
+        return RunFigures(
+            claimed=self.claimed,
+            done=self.recorder.done,
+            failed=self.recorder.failed,
+            images_per_second=self.steady.images_per_second,
+            core_seconds_per_stage=self.core_time.per_stage(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WantedImage:
+    """An image to be fetched once, with the claim of each model that wants it; at least one."""
+
+    claims: tuple[tuple[ModelRun, ClaimedImage], ...]
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.claims[0][1].url
+
+    @property
+    def core_times(self) -> list[CoreTime]:
+        """Whose work it is."""
+        return [run.core_time for run, _ in self.claims]
+
+
+class SteadyRate:
+    """Images per second from the first batch's end to the latest batch's end.
+
+    So start-up, model loading and the last shard do not count, and neither does the first batch,
+    which waited for them; a run of a single batch is measured from the loaded model on.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._begun_at = 0.0
+        self._first = 0
+        self._first_at = 0.0
+        self._last_at = 0.0
+
+    def begin(self) -> None:
+        self._begun_at = time.monotonic()
+
+    def add(self, images: int) -> None:
+        now = time.monotonic()
+        if self.images == 0:
+            self._first, self._first_at = images, now
+        self.images += images
+        self._last_at = now
+
+    @property
+    def images_per_second(self) -> float | None:
+        """`None` until there is a batch."""
+        if self.images == 0:
+            return None
+        if self.images == self._first:
+            return round(self.images / (self._last_at - self._begun_at), 2)
+        return round((self.images - self._first) / (self._last_at - self._first_at), 2)
