@@ -48,6 +48,14 @@ def extract(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per forward pass.")
     ] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-budget",
+            metavar="SIZE",
+            help="What images in flight may take in memory, such as 2GiB.",
+        ),
+    ] = None,
     max_failure_rate: Annotated[
         float | None,
         typer.Option(
@@ -78,7 +86,7 @@ def extract(
     settings = cli.settings_with(
         output=output,
         embed={"device": device, "precision": precision, "batch_size": batch_size},
-        extract={"max_failure_rate": max_failure_rate},
+        extract={"max_failure_rate": max_failure_rate, "memory_budget": memory_budget},
     )
     with cli.database(settings) as database:
         names = _names(database, model or [], all_models=all_models)

@@ -22,7 +22,7 @@ from visual_search.decode.protocol import GO, HEADER
 from visual_search.errors import ImageError
 
 # Pictures that need less are decoded without asking; each decoder has that much at all times.
-_FREE_BYTES = 10 << 20
+_FREE_BYTES = 16 << 20
 # Python with NumPy and Pillow maps about 0.2 GB. Above that, a picture takes 4 bytes a pixel as
 # decoded, and the widest decoder (WebP) three more canvases of the same size.
 _BASE_MEMORY_BYTES = 2 << 30
