@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
@@ -17,7 +18,11 @@ from visual_search.models.loading import load_network
 from visual_search.models.spec import ModelSpec, Preprocessing
 from visual_search.settings import Device
 
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 _BATCH_SIZES: Final = {"cpu": 32, "cuda": 256, "mps": 64}
+# What a failed allocation says on mps and on the CPU.
+_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory")
 # Times as long as wide, where only the middle is used.
 _LONGEST_STRIP: Final = 32
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
@@ -75,7 +80,8 @@ class Embedder:
 
     Attributes:
         device: Where it computes.
-        batch_size: How many images it best gets at once; any number will do.
+        batch_size: How many images it best gets at once; any number will do. Halved when so many
+            turn out not to fit into the device's memory.
     """
 
     def __init__(
@@ -138,20 +144,42 @@ class Embedder:
         Raises:
             EmbedError: A row is not finite, or would not be in the type it is stored as. Such a
                 row would be stored, match nothing, and nobody would notice.
-            UsageError: The batch does not fit into the device's memory.
+            UsageError: Not even one image fits into the device's memory.
         """
-        try:
-            vectors = self._forward(batch)
-        except torch.OutOfMemoryError as error:
-            raise UsageError(
-                f"a batch of {len(batch)} images does not fit into the memory of "
-                f"{self.device.type}; use --batch-size {max(1, len(batch) // 2)}"
-            ) from error
+        vectors = self._fitted(batch)
         stored = vectors.half() if self._spec.stored == "float16" else vectors
         bad = (~torch.isfinite(stored).all(dim=1)).nonzero().flatten().tolist()
         if bad:
             raise EmbedError(f"{len(bad)} of {len(batch)} vectors are not finite", tuple(bad))
         return vectors.numpy()
+
+    def _fitted(self, batch: Tensor) -> Tensor:
+        """The vectors of a batch, in as many parts as it takes to fit into the device's memory."""
+        while True:
+            try:
+                return torch.cat([self._forward(part) for part in batch.split(self.batch_size)])
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Outside the block above, whose error holds on to what the pass had allocated.
+            self._halve(min(len(batch), self.batch_size))
+
+    def _halve(self, too_many: int) -> None:
+        size_px = self._spec.preprocessing.size
+        if too_many == 1:
+            raise UsageError(
+                f"model {self._spec.name!r} needs more memory than {self.device.type} has, even "
+                f"for one image of {size_px} x {size_px} pixels; use a smaller model or another "
+                "--device"
+            )
+        self.batch_size = too_many // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning(
+            "batch_halved",
+            why=f"{too_many} images do not fit into the memory of {self.device.type}",
+            batch_size=self.batch_size,
+        )
 
     @torch.inference_mode()
     def _forward(self, batch: Tensor) -> Tensor:
@@ -167,8 +195,8 @@ class Embedder:
         size = self._spec.preprocessing.size
         name = self._spec.name
         try:
-            vectors = self._forward(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        except (ModelError, torch.OutOfMemoryError):
+            vectors = self._fitted(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        except UsageError:
             raise
         except Exception as error:
             # A network of the user's own may raise anything.
@@ -182,6 +210,14 @@ class Embedder:
                 f"model {name!r} gives vectors of {vectors.shape[1]} numbers, its table says "
                 f"dim = {self._spec.dim}"
             )
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether a smaller batch can help: torch has a class of its own for cuda only."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in said for words in _OUT_OF_MEMORY
+    )
 
 
 def prepare(pixels: Pixels, preprocessing: Preprocessing) -> Tensor:

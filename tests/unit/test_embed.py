@@ -220,15 +220,51 @@ def test_batch_size_is_the_devices_unless_it_is_stated() -> None:
     assert Embedder(spec_of(), None, CPU, batch_size=7).batch_size == 7
 
 
-def test_a_batch_that_does_not_fit_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+    ids=["cuda", "mps", "cpu", "python"],
+)
+def test_a_batch_that_does_not_fit_is_embedded_in_parts(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    embedder, images = Embedder(spec_of(), None, CPU), noise(21, 8)
+    expected = embedder.embed(images)
+    tried = limit_memory(monkeypatch, 5, error)
+    np.testing.assert_array_equal(embedder.embed(images), expected)
+    # 21 is halved to 10, to 5; what follows begins with what fitted.
+    assert tried == [21, 10, 5, 5, 5, 5, 1]
+    assert embedder.batch_size == 5
+    np.testing.assert_array_equal(embedder.embed(images[:7]), expected[:7])
+    assert tried[7:] == [5, 2]
+
+
+def test_an_image_that_does_not_fit_alone_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Embedder(spec_of(), None, CPU)
-
-    def full(_self: Channels, _images: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Channels, "forward", full)
-    with pytest.raises(UsageError, match="--batch-size 4"):
+    limit_memory(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(UsageError, match="'mine' needs more memory than cpu has, even for one"):
         embedder.embed(noise(8, 8))
+    with pytest.raises(UsageError, match="8 x 8 pixels"):
+        Embedder(spec_of(), None, CPU)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most_images: int, error: Exception) -> list[int]:
+    """Let no larger batch pass; returns the sizes of all that were tried."""
+    forward, tried = Channels.forward, []
+
+    def limited(self: Channels, images: Tensor) -> Tensor:
+        tried.append(len(images))
+        if len(images) > most_images:
+            raise error
+        return forward(self, images)
+
+    monkeypatch.setattr(Channels, "forward", limited)
+    return tried
 
 
 # --- preparation ---
