@@ -84,7 +84,7 @@ $(RUNTIME): pyproject.toml
 
 # Holds all that RUNTIME holds, so `make demo` after `make test` installs nothing.
 $(DEVELOP): pyproject.toml
-	$(call install,efficientnet$(comma)test$(comma)check)
+	$(call install,efficientnet$(comma)openvino$(comma)test$(comma)check)
 	@touch $(RUNTIME) $@
 
 comma := ,

@@ -95,7 +95,11 @@ def _device(settings: Settings) -> Finding:
     except UsageError as error:
         return Finding(subject="device", ok=False, detail=str(error))
     fast = "bf16 and fp32" if embed.does_bf16_fast(device) else "fp32"
-    return Finding(subject="device", ok=True, detail=f"{device}, fast in {fast}")
+    release = embed.openvino_release()
+    runtimes = "torch" if release is None else f"torch and OpenVINO {release}"
+    return Finding(
+        subject="device", ok=True, detail=f"{device}, fast in {fast}; there is {runtimes}"
+    )
 
 
 def _dns(database: Database | None) -> Finding:

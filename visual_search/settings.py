@@ -41,8 +41,9 @@ _SECRETS: Final = ("proxy", "headers")
 _PROXY: Final = re.compile(r"https?://[^/?#\s]+/?")
 _MAX_NAME_BYTES: Final = 63
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+RuntimeName = Literal["auto", "torch", "openvino"]
 
 
 class _Redacted(BaseModel):
@@ -115,6 +116,8 @@ class EmbedSettings(_Group):
     """How pixels become vectors."""
 
     device: Device = "auto"
+    runtime: RuntimeName = "auto"
+    compile: bool = False
     precision: Precision = "auto"
     batch_size: int | None = Field(None, ge=1)
 
@@ -157,7 +160,8 @@ class ModelTable(_Group):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     normalize: bool = False
-    precision: Precision = "auto"
+    # Not int8: what that is, depends on the catalogue.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     stored: Literal["float32", "float16"] = "float32"
     model_id: str | None = None
 

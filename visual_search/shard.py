@@ -136,6 +136,7 @@ class ShardWriter:
         dim: int,
         stored: str,
         spec: dict[str, Any],
+        runtime: str,
     ) -> None:
         day = datetime.now(UTC).date()
         self.shard_id = shard_id
@@ -165,6 +166,7 @@ class ShardWriter:
                 "vsearch.model": model,
                 "vsearch.model_id": model_id,
                 "vsearch.spec": json.dumps(spec, sort_keys=True),
+                "vsearch.runtime": runtime,
                 "vsearch.run_id": str(run_id),
                 "vsearch.shard_id": str(shard_id),
             },

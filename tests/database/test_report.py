@@ -83,6 +83,7 @@ def _write(
         dim=DIM,
         stored="float32",
         spec={},
+        runtime="",
     )
     rows = []
     for image in images:

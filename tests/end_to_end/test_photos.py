@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import Workplace
 from tests.reference import reference_vector
-from visual_search import embed
 from visual_search.shard import read_vectors
 
 MODEL = "efficientnet_lite0"
@@ -96,7 +96,7 @@ def test_bf16_arithmetic_stays_within_its_tolerance(
     place: Workplace, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where bf16 is not fast a bf16 model is computed in fp32; here it is not."""
-    monkeypatch.setattr(embed, "does_bf16_fast", lambda _device: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     photos = Photos(shared_data / "clothing", per_category=4)
     found = cosines(run(place, photos, "bf16"), photos.reference())
     least, _, middle = TOLERANCE["bf16"]
@@ -117,7 +117,7 @@ def test_all_photos_equal_the_reference_and_find_their_category(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if forced:
-        monkeypatch.setattr(embed, "does_bf16_fast", lambda _device: True)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     photos = Photos(shared_data / "clothing", per_category=None)
     vectors, reference = run(place, photos, precision), photos.reference()
     found = cosines(vectors, reference)

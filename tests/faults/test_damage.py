@@ -67,6 +67,7 @@ def _write_shard(stage: Stage, model_key: ModelKey) -> Path:
         dim=2,
         stored="float32",
         spec={},
+        runtime="",
     )
     rows = [
         record.RecordedRow(

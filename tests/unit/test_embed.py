@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 from tests.pictures import drawn
 from tests.reference import resnet18_vector, squashed_pixels
 from visual_search import embed, models
-from visual_search.embed import Embedder, choose_device, prepare
+from visual_search.embed import Embedder, choose_device, device, prepare
 from visual_search.errors import EmbedError, ExitCode, ModelError, UsageError
 from visual_search.images import Pixels
 from visual_search.models import weights
@@ -161,7 +161,7 @@ def test_a_bf16_model_computes_in_fp32_where_bf16_is_not_fast(
     table: dict[str, Any] = builder | {"layer": "input:fc", "dim": 512, "size": 64}
     images = noise(4, 64)
     exact = Embedder(spec_of(**table), None, CPU).embed(images)
-    monkeypatch.setattr(embed, "does_bf16_fast", lambda _device: fast)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast})
     half = Embedder(spec_of(**table, precision="bf16"), None, CPU).embed(images)
     assert half.dtype == np.float32
     assert np.array_equal(half, exact) is not fast
@@ -210,7 +210,7 @@ def test_a_container_uses_as_many_cores_as_it_may(
     file = tmp_path / "cpu.max"
     if limit is not None:
         file.write_text(limit)
-    monkeypatch.setattr(embed, "_CGROUP_LIMIT", file)
+    monkeypatch.setattr(device, "_CGROUP_LIMIT", file)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
     assert embed.usable_cores() == cores
 

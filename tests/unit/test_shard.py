@@ -59,6 +59,7 @@ def writer(folder: Path, **changed: Any) -> ShardWriter:
         "dim": DIM,
         "stored": "float32",
         "spec": {"layer": "fc"},
+        "runtime": "torch 2 cpu fp32",
     }
     return ShardWriter(folder, **(values | changed))
 
@@ -100,6 +101,7 @@ def test_the_file_says_what_made_it(tmp_path: Path) -> None:
     metadata = pq.read_metadata(local_path(written.uri)).metadata
     assert metadata[b"vsearch.model_id"] == b"tiny-1"
     assert metadata[b"vsearch.shard_id"] == str(written.shard_id).encode()
+    assert metadata[b"vsearch.runtime"] == b"torch 2 cpu fp32"
     assert json.loads(metadata[b"vsearch.spec"]) == {"layer": "fc"}
 
 

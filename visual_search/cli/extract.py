@@ -37,12 +37,20 @@ def extract(
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option("--runtime", metavar="NAME", help="auto, torch or openvino."),
+    ] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Let torch compile the network first."),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
             "--precision",
             metavar="NAME",
-            help="auto, fp32 or bf16; another precision is another model.",
+            help="auto, fp32, bf16 or int8; another precision is another model.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -85,7 +93,13 @@ def extract(
     cli: CliContext = context.obj
     settings = cli.settings_with(
         output=output,
-        embed={"device": device, "precision": precision, "batch_size": batch_size},
+        embed={
+            "device": device,
+            "runtime": runtime,
+            "compile": compile_,
+            "precision": precision,
+            "batch_size": batch_size,
+        },
         extract={"max_failure_rate": max_failure_rate, "memory_budget": memory_budget},
     )
     with cli.database(settings) as database:

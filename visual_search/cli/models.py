@@ -22,7 +22,7 @@ NameOrId = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option("--precision", metavar="NAME", help="Of a name: auto, fp32 or bf16."),
+    typer.Option("--precision", metavar="NAME", help="Of a name: auto, fp32, bf16 or int8."),
 ]
 
 
@@ -243,7 +243,17 @@ def _choose(
     registered = _registered(known, name_or_id)
     if registered is not None:
         return registered
+    from visual_search.models.registry import find_quantised
+
     spec = _configured(settings, known, name_or_id)
+    if spec.awaits_quantisation:
+        quantised = find_quantised(known, spec)
+        if quantised is None:
+            raise ModelError(
+                f"{spec.name} has not been quantised in this catalogue; `vsearch extract --model "
+                f"{spec.name} --precision int8` does it first"
+            )
+        return quantised
     return _registered(known, spec.model_id) or spec
 
 
@@ -288,13 +298,15 @@ def _of_id(settings: "Settings", model_id: str) -> "ModelSpec":
 
 def _warn_of_another_table(settings: "Settings", model: "RegisteredModel") -> None:
     """Say if the next `extract` would not run what was activated."""
+    from dataclasses import replace
+
     from visual_search.models import resolve
 
     try:
         spec = resolve(
             model.name, settings.models, precision=model.spec.precision, home=settings.home
         )
-        makes = spec.model_id
+        makes = replace(spec, artefact_sha256=model.spec.artefact_sha256).model_id
     except UsageError as error:
         makes = f"none: {error}"
     if makes != model.model_id:

@@ -11,7 +11,7 @@ from typing import Literal
 from visual_search.errors import ModelError, WeightsError
 from visual_search.models import weights
 from visual_search.models.registry import RegisteredModel
-from visual_search.models.spec import ModelSpec
+from visual_search.models.spec import ModelPrecision, ModelSpec
 from visual_search.models.tables import built_ins, resolve
 from visual_search.settings import ModelTable, Precision
 
@@ -22,8 +22,9 @@ class ListedModel:
 
     Attributes:
         origin: Who knows it: the catalogue, or else whose table it is.
-        model_id: `None` where its table is wrong, or where weights are missing that make the id.
-        spec: Likewise.
+        model_id: `None` where its table is wrong, where weights are missing that make the id, or
+            where it is to be quantised first.
+        spec: `None` in the first two of these cases.
         dim: `None` where its table does not say.
         weights: The file, if it is here; its content was not looked at.
         problem: Why there is no spec, or why its weights are not here and cannot be downloaded.
@@ -73,7 +74,7 @@ def list_models(
         home: Where downloaded weights are.
     """
     listed = [registered_model(model, home=home) for model in known]
-    ids = {model.model_id for model in known}
+    ids = {spec.model_id for model in known for spec in (model.spec, model.spec.recipe)}
     for name in [*tables, *(name for name in built_ins() if name not in tables)]:
         fixed = precision if precision != "auto" else known_precision(known, name) or "fp32"
         try:
@@ -108,7 +109,8 @@ def unregistered_model(
     path, problem = _weights(spec, home=home)
     return ListedModel(
         name=spec.name,
-        model_id=spec.model_id,
+        # What is to be quantised yet will have another one.
+        model_id=None if spec.awaits_quantisation else spec.model_id,
         origin=_origin(spec.name, tables),
         active=False,
         spec=spec,
@@ -135,7 +137,7 @@ def _origin(name: str, tables: Mapping[str, ModelTable]) -> Literal["configured"
     return "configured" if name in tables else "built_in"
 
 
-def known_precision(known: Sequence[RegisteredModel], name: str) -> Literal["fp32", "bf16"] | None:
+def known_precision(known: Sequence[RegisteredModel], name: str) -> ModelPrecision | None:
     """That of a name's active model, else of its newest one; `None` if it has none."""
     namesakes = [model for model in known if model.name == name]
     newest = max(namesakes, key=lambda model: (model.active, model.model_key), default=None)

@@ -44,9 +44,14 @@ class _EndReached(Exception):  # noqa: N818 - not an error: how a forward pass i
 
 
 class _End(nn.Module):
-    """Stands for the module whose input is the vector: neither it nor what follows runs."""
+    """Stands for the module whose input is the vector: neither it nor what follows runs.
+
+    In an export, what follows is written down, too, and then left out as nobody needs it.
+    """
 
     def forward(self, layer_input: Tensor, *_others: object) -> Tensor:
+        if torch.compiler.is_exporting():
+            return layer_input
         raise _EndReached(_vectors(layer_input))
 
 
@@ -66,7 +71,8 @@ class VectorNetwork(nn.Module):
         if self._layer is None:
             return _vectors(self.network(images))
         caught: list[Tensor] = []
-        with self.network.get_submodule(self._layer).register_forward_hook(
+        layer = self.network.get_submodule(self._layer)
+        with layer.register_forward_hook(
             # At once, since the next module may work in place.
             lambda _module, _args, output: caught.append(_vectors(output))
         ):
@@ -76,7 +82,7 @@ class VectorNetwork(nn.Module):
                 return reached.vectors
         if not caught:
             raise ModelError(f"layer {self._layer!r} takes no part when the network runs")
-        return caught[-1]
+        return caught[0 if isinstance(layer, _End) else -1]
 
 
 def load_network(spec: ModelSpec, weights: Path | None) -> VectorNetwork:

@@ -8,6 +8,7 @@ Every function is one step inside the caller's short transaction.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -21,6 +22,9 @@ from visual_search.models.spec import ModelSpec
 # First half of a transaction-level advisory lock; the second is the name's hash. Whoever changes
 # what a name stands for holds it.
 REGISTRATION_LOCK: Final = 0x76_73_65_62
+# Likewise; whoever quantises a model of the name, which takes a minute in which the name is free
+# for everything else.
+QUANTISATION_LOCK: Final = 0x76_73_65_65
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +60,19 @@ def active(connection: Connection, name: str) -> RegisteredModel | None:
     """The one that a name stands for."""
     return next(
         (model for model in registered(connection) if model.active and model.name == name), None
+    )
+
+
+def find_quantised(known: Sequence[RegisteredModel], recipe: ModelSpec) -> RegisteredModel | None:
+    """The int8 model that was made by this recipe in this catalogue, if there is one."""
+    return next(
+        (
+            model
+            for model in known
+            if model.spec.artefact_sha256 is not None
+            and model.spec.recipe.model_id == recipe.model_id
+        ),
+        None,
     )
 
 
@@ -190,6 +207,16 @@ def retire(connection: Connection, model: RegisteredModel) -> bool:
     return changed == 1
 
 
+def try_quantisation_lock(connection: Connection, name: str) -> bool:
+    """Hold the right to quantise models of a name until the transaction ends, if nobody has it."""
+    return bool(
+        connection.execute(
+            text("SELECT pg_try_advisory_xact_lock(:lock, hashtext(:name))"),
+            {"lock": QUANTISATION_LOCK, "name": name},
+        ).scalar_one()
+    )
+
+
 def _lock(connection: Connection, name: str) -> None:
     """Hold the name until the transaction ends. What was read before may be out of date."""
     connection.execute(
@@ -222,7 +249,8 @@ def _make_partition(connection: Connection, model_key: ModelKey) -> None:
 
 
 def _same_but_for_precision(one: ModelSpec, other: ModelSpec) -> bool:
-    return replace(one, precision=other.precision).model_id == other.model_id
+    alike = replace(one, precision=other.precision, artefact_sha256=other.artefact_sha256)
+    return alike.model_id == other.model_id
 
 
 def _differences(one: ModelSpec, other: ModelSpec) -> str:

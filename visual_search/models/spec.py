@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any, Final, Literal
 
@@ -12,6 +12,8 @@ from visual_search.redaction import redact_url
 
 PREPROCESSING_VERSION: Final = 1
 """Raised when the same settings make other pixels or another vector than before."""
+
+ModelPrecision = Literal["fp32", "bf16", "int8"]
 
 _TORCHVISION: Final = "torchvision:"
 _PUBLISHED: Final = re.compile(r"[\w.-]+-(?P<digest>[0-9a-f]{8,64})\.pth")
@@ -64,6 +66,8 @@ class ModelSpec:
         layer: The module whose output is the vector, or `input:` and the module whose input is;
             `None` for the network's own output.
         stored: The type of the numbers in a shard.
+        artefact_sha256: Of the quantised network, which an int8 model computes with. One that has
+            none yet is only a recipe: what comes of it depends on the images it is made with.
     """
 
     name: str
@@ -76,8 +80,9 @@ class ModelSpec:
     decode: Literal["exact", "draft"]
     preprocessing: Preprocessing
     normalize: bool
-    precision: Literal["fp32", "bf16"]
+    precision: ModelPrecision
     stored: Literal["float32", "float16"]
+    artefact_sha256: str | None = None
 
     @property
     def model_id(self) -> str:
@@ -97,6 +102,16 @@ class ModelSpec:
     def weights_kind(self) -> WeightsKind:
         """How to read `weights`."""
         return weights_kind(self.builder, self.weights)
+
+    @property
+    def awaits_quantisation(self) -> bool:
+        """Whether it is only the recipe of an int8 model."""
+        return self.precision == "int8" and self.artefact_sha256 is None
+
+    @property
+    def recipe(self) -> "ModelSpec":
+        """The model before it was quantised; what was not quantised is its own recipe."""
+        return replace(self, artefact_sha256=None)
 
     @property
     def needs_weights(self) -> bool:
@@ -127,7 +142,7 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as the table and the shards keep them; no secrets of a URL."""
-        plain = asdict(self)
+        plain = _without_unset_artefact(asdict(self))
         if self.weights_kind is WeightsKind.URL:
             plain["weights"] = redact_url(self.weights)
         return plain
@@ -142,12 +157,17 @@ class ModelSpec:
 
     def _identity(self) -> dict[str, Any]:
         """All that changes vectors: not the name, and of a file its digest, not its place."""
-        parts = asdict(self)
+        parts = _without_unset_artefact(asdict(self))
         del parts["name"]
         digest = parts.pop("weights_sha256")
         if self.weights_kind is not WeightsKind.PUBLISHED:
             parts["weights"] = digest or self.weights
         return parts
+
+
+def _without_unset_artefact(parts: dict[str, Any]) -> dict[str, Any]:
+    """Models that are not quantised keep the ids, and the rows, they had before there were any."""
+    return {key: value for key, value in parts.items() if (key, value) != ("artefact_sha256", None)}
 
 
 def weights_kind(builder: str, weights: str) -> WeightsKind:

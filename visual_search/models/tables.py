@@ -9,11 +9,17 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from visual_search.errors import ModelError
 from visual_search.models.digests import sha256_of
-from visual_search.models.spec import ModelSpec, Preprocessing, WeightsKind, weights_kind
+from visual_search.models.spec import (
+    ModelPrecision,
+    ModelSpec,
+    Preprocessing,
+    WeightsKind,
+    weights_kind,
+)
 from visual_search.models.weights import local_file
 from visual_search.settings import ModelTable
 
@@ -28,7 +34,7 @@ def resolve(
     name: str,
     tables: Mapping[str, ModelTable],
     *,
-    precision: Literal["fp32", "bf16"],
+    precision: ModelPrecision,
     home: Path,
 ) -> ModelSpec:
     """The spec a name stands for.
@@ -36,7 +42,7 @@ def resolve(
     Args:
         name: Of one of `tables`, or of a built-in model.
         tables: The user's own; they go before built-ins of the same name.
-        precision: What it is unless the table states one.
+        precision: What it is unless the table states one; of int8, the spec is a recipe.
         home: Digests of weights are remembered there.
 
     Raises:
@@ -80,7 +86,7 @@ def resolve_id(model_id: str, tables: Mapping[str, ModelTable], *, home: Path) -
         WeightsError: Likewise.
     """
     names = [name for name in {**built_ins(), **tables} if model_id.startswith(f"{name}-")]
-    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    precisions: tuple[ModelPrecision, ...] = ("fp32", "bf16")
     for name in sorted(names, key=len, reverse=True):
         for precision in precisions:
             spec = resolve(name, tables, precision=precision, home=home)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import structlog
@@ -19,11 +19,13 @@ from sqlalchemy import Connection
 from visual_search import claim, models, record, runs, status
 from visual_search.database.connection import Database
 from visual_search.database.schema import RunOutcome
-from visual_search.errors import ExitCode, InternalError, RunError, StoppedError
+from visual_search.errors import ExitCode, InternalError, ModelError, RunError, StoppedError
 from visual_search.images import RunId
 from visual_search.models import registry, weights
+from visual_search.models.artefacts import artefact_path
 from visual_search.models.registry import RegisteredModel
-from visual_search.models.spec import ModelSpec
+from visual_search.models.spec import ModelPrecision, ModelSpec
+from visual_search.pipeline import quantise
 from visual_search.pipeline.signals import StopSignals
 from visual_search.progress import Progress
 from visual_search.runs import RunFigures
@@ -129,10 +131,14 @@ class _Ready:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What `extract` would do for a model: how many images it could claim now."""
+    """What `extract` would do for a model: how many images it could claim now.
+
+    Attributes:
+        model_id: `None` where the model would be quantised first.
+    """
 
     model: str
-    model_id: str
+    model_id: str | None
     claimable: int
 
 
@@ -148,7 +154,7 @@ def plan(database: Database, settings: Settings, name: str) -> Plan:
     claimable = database.run(step)
     return Plan(
         model=name,
-        model_id=spec.model_id,
+        model_id=None if spec.awaits_quantisation else spec.model_id,
         claimable=status.count_images(database) if claimable is None else claimable,
     )
 
@@ -163,17 +169,19 @@ def resolve_model(database: Database, settings: Settings, name: str) -> ModelSpe
     """The spec a name stands for, here and now.
 
     Precision: as asked for; else that of the active model; else what this device does fast. Torch
-    is imported only in the last case.
+    is imported only in the last case. Of int8, it is a recipe until a model was made by it.
     """
-    return models.resolve(
-        name,
-        settings.models,
-        precision=_precision(database, settings, name),
-        home=settings.home,
-    )
+    precision = _precision(database, settings, name)
+    spec = models.resolve(name, settings.models, precision=precision, home=settings.home)
+    if precision == "int8" != spec.precision:
+        raise ModelError(
+            f"the table of {name!r} says precision = {spec.precision!r}; take that line out of it "
+            "for --precision int8"
+        )
+    return quantise.find_quantised(database, spec) if precision == "int8" else spec
 
 
-def _precision(database: Database, settings: Settings, name: str) -> Literal["fp32", "bf16"]:
+def _precision(database: Database, settings: Settings, name: str) -> ModelPrecision:
     asked = settings.embed.precision
     if asked != "auto":
         return asked
@@ -199,13 +207,18 @@ def _prepare(
             weights.obtain(spec, settings.weights, home=settings.home)
             # Another machine may have registered the name meanwhile, at its own fast precision.
             spec = resolve_model(database, settings, name)
+            if spec.awaits_quantisation:
+                spec = quantise.make_quantised(database, settings, spec, folder)
         model = database.run(lambda c: registry.register(c, spec, asked=asked))
         if retry_failed:
             database.run(lambda c: claim.retry_failed(c, model_key=model.model_key))
         idle = _nothing_to_do(database, settings, model)
         if idle is not None:
             return idle
-        path = weights.obtain(spec, settings.weights, home=settings.home)
+        if spec.precision == "int8":
+            path: Path | None = artefact_path(folder, spec)
+        else:
+            path = weights.obtain(spec, settings.weights, home=settings.home)
         prepare_output(folder, database.run(record.catalogue_id))
     except RunError as error:
         return ModelResult(model=name, exit_code=error.exit_code, error=str(error))

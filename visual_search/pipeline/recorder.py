@@ -65,6 +65,9 @@ class Recorder:
     """Takes every claimed image's outcome exactly once; records a shard when all of its are in.
 
     `put` and `watch` may be called from any thread; `run` is the recorder's own thread.
+
+    Attributes:
+        runtime: What computes the vectors; known before the first of them is put.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Recorder:
         self._open: dict[LeaseToken, OpenShard] = {}
         self._lock = threading.Lock()
         self._stopping = False
+        self.runtime = ""
         self.done = 0
         self.failed = 0
         self.shards = 0
@@ -220,6 +224,7 @@ class Recorder:
             dim=self._model.dim,
             stored=self._model.spec.stored,
             spec=self._model.spec.to_json(),
+            runtime=self.runtime,
         )
 
         self._in_database(

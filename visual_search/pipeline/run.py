@@ -314,16 +314,20 @@ class Run:
                 run.weights,
                 choose_device(self._settings.embed.device),
                 batch_size=self._settings.embed.batch_size,
+                runtime=self._settings.embed.runtime,
+                compiled=self._settings.embed.compile,
             )
         except BaseException as error:  # noqa: BLE001 - the model's, whose caller raises it
             run.fail(error)
             return
         run.embedder = embedder
+        run.recorder.runtime = embedder.runtime
         run.steady.begin()
         log.info(
             "model_loaded",
             model=run.model.model_id,
             device=str(embedder.device),
+            runtime=embedder.runtime,
             batch_size=embedder.batch_size,
         )
 

@@ -1,0 +1,25 @@
+"""Pixels to vectors.
+
+`Embedder` is a model at work: it prepares pictures, hands batches to a runtime and checks what
+comes back. The runtime is chosen in `runtime.py`; there is a file for each: `eager.py` (torch, on
+any device), `compiled.py` (torch, compiled for one) and `openvino.py` (processors). `device.py`
+knows this machine.
+"""
+
+from visual_search.embed.device import (
+    choose_device,
+    does_bf16_fast,
+    openvino_release,
+    usable_cores,
+)
+from visual_search.embed.embedder import Embedder
+from visual_search.embed.preparation import prepare
+
+__all__ = [
+    "Embedder",
+    "choose_device",
+    "does_bf16_fast",
+    "openvino_release",
+    "prepare",
+    "usable_cores",
+]

@@ -1,0 +1,68 @@
+"""What there is on this machine to compute with."""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from visual_search.errors import UsageError
+from visual_search.settings import Device
+
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+def choose_device(name: Device) -> torch.device:
+    """The device of this name; `auto` is the first there is of cuda, mps and cpu.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    # Not torch.accelerator: it names cuda where torch was built for it, with or without a GPU.
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in there.items() if is_there))
+    if name not in there:
+        raise UsageError(f"unknown device {name!r}; use auto, cpu, cuda or mps")
+    if not there[name]:
+        raise UsageError(
+            f"no {name} device that torch {torch.__version__} can use here; use --device auto or "
+            "--device cpu"
+        )
+    return torch.device(name)
+
+
+def does_bf16_fast(device: torch.device) -> bool:
+    """Whether bf16 is worth its loss of precision on this device."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, by its affinity and by its container's limit."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CGROUP_LIMIT.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        # Not in a control group, or one with the quota "max".
+        return cores
+
+
+def openvino_release() -> str | None:
+    """Such as `2026.4.1`; `None` where it is not installed. Nothing is imported to find out."""
+    try:
+        return version("openvino")
+    except PackageNotFoundError:
+        return None

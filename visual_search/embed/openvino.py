@@ -1,0 +1,106 @@
+"""The runtime for processors: OpenVINO, which fits a network's operations to the instructions."""
+
+import io
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from visual_search.embed.device import openvino_release, usable_cores
+from visual_search.embed.network import PixelNetwork, UnsuitableError, exported, first_line
+from visual_search.errors import WeightsError
+from visual_search.models.spec import ModelSpec
+
+# OpenVINO and NNCF tell their makers of every use, unless this package is missing. Who runs
+# vsearch was not asked, and the images may be nobody else's business.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused
+
+import openvino as ov  # noqa: E402 - only after the line above
+
+_STRUCTURE: Final = "model.xml"
+_WEIGHTS: Final = "model.bin"
+_OPTIONS: Final = {
+    "PERFORMANCE_HINT": "LATENCY",
+    # Decoders run beside it: threads that stay on their core would wait for them there.
+    "ENABLE_CPU_PINNING": False,
+}
+
+
+class OpenVino:
+    """A converted network."""
+
+    takes_any_batch = True
+
+    def __init__(self, model: ov.Model, precision: str) -> None:
+        """Compile a model for this processor.
+
+        Args:
+            model: As of `converted`.
+            precision: The spec's. A bf16 model is computed in fp32 where bf16 is not fast.
+        """
+        core = ov.Core()
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        half = precision == "bf16" and "BF16" in able
+        computed = precision if half or precision == "int8" else "fp32"
+        self.name = f"openvino {openvino_release()} {computed}"
+        self._model = core.compile_model(
+            model,
+            "CPU",
+            {
+                **_OPTIONS,
+                "INFERENCE_NUM_THREADS": usable_cores(),
+                # Without it some processors compute fp32 models in half precision.
+                "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+            },
+        )
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        (vectors,) = self._model(batch.numpy(), share_inputs=True).values()
+        return torch.from_numpy(vectors)
+
+
+def converted(network: PixelNetwork, spec: ModelSpec) -> ov.Model:
+    """A network in OpenVINO's form, in fp32.
+
+    Raises:
+        UnsuitableError: It cannot be exported, or OpenVINO lacks one of its operations.
+    """
+    program = exported(network, spec)
+    try:
+        # Of its own memory: torch's network is let go of.
+        return ov.convert_model(program, share_weights=False)
+    except Exception as error:
+        raise UnsuitableError(f"OpenVINO cannot convert it: {first_line(error)}") from error
+
+
+def pack(model: ov.Model) -> bytes:
+    """A converted network as one file: OpenVINO's two, in a zip archive."""
+    packed = io.BytesIO()
+    with TemporaryDirectory() as folder:
+        ov.save_model(model, f"{folder}/{_STRUCTURE}", compress_to_fp16=False)
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name in (_STRUCTURE, _WEIGHTS):
+                archive.write(Path(folder) / name, name)
+    return packed.getvalue()
+
+
+def unpack(packed: bytes, path: Path) -> ov.Model:
+    """The network of such a file.
+
+    Args:
+        packed: As of `pack`.
+        path: Where it came from, for the message.
+
+    Raises:
+        WeightsError: It is no such file, or not of a release that this one can read.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            structure, weights = archive.read(_STRUCTURE), archive.read(_WEIGHTS)
+        return ov.Core().read_model(structure, weights)
+    except (RuntimeError, LookupError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"OpenVINO cannot read {path}: {first_line(error)}") from error
