@@ -4,11 +4,14 @@
 #   make test PYTHON=python3.12 VENV=.venv312      another Python, beside the first
 #   make test PYTEST_FLAGS='-k claim -x'           what pytest takes
 #   make mutants MUTANTS='rescue fsync'            those with one of these words in their names
+#   make bench IMAGES=FOLDER BENCH_FLAGS='--rounds 5'   on photos of yours, more rounds
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?=
 MUTANTS ?=
+IMAGES ?=
+BENCH_FLAGS ?=
 # Tests mostly wait for processes they started, so files of tests run side by side.
 PARALLEL := --numprocesses auto --dist loadfile
 
@@ -16,12 +19,16 @@ BIN := $(VENV)/bin
 # Stamps: written when an installation is complete, so that one cut short is made again.
 RUNTIME := $(VENV)/.runtime-installed
 DEVELOP := $(VENV)/.develop-installed
+# Daft wants other versions of packages that vsearch has, so what it is compared in lies on top of
+# the environment, not in it: torch and all the rest are the same files.
+BENCH := $(VENV)/bench
+BENCH_INSTALLED := $(BENCH)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Two targets at once would install into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo test test-long mutants check check-format check-lint check-types check-imports \
+.PHONY: help demo test test-long mutants bench check check-format check-lint check-types check-imports \
 	check-dockerfiles format setup clean
 
 help: ## list the targets
@@ -38,6 +45,10 @@ test-long: $(DEVELOP) ## run the tests that take minutes, show what they measure
 
 mutants: $(DEVELOP) ## break the product in many small ways; tests must notice each
 	@$(BIN)/python -m tests.mutants $(MUTANTS)
+
+bench: $(BENCH_INSTALLED) ## compare with the limit, a plain loop, Daft and Ray Data: table, plot, JSON
+	@test -n "$(IMAGES)" || { echo "whose photos? make bench IMAGES=FOLDER"; exit 1; }
+	@$(BENCH)/bin/python -m benchmarks.throughput --images $(IMAGES) $(BENCH_FLAGS)
 
 check: check-format check-lint check-types check-imports check-dockerfiles ## format, lint, types, imports, Dockerfiles
 
@@ -86,5 +97,14 @@ $(RUNTIME): pyproject.toml
 $(DEVELOP): pyproject.toml
 	$(call install,efficientnet$(comma)openvino$(comma)test$(comma)check)
 	@touch $(RUNTIME) $@
+
+$(BENCH_INSTALLED): $(RUNTIME)
+	@$(PYTHON) -m venv $(BENCH)
+	@below=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	here=$$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$below')" > $$here/below.pth
+	@echo "Installing what vsearch is compared with into $(BENCH)"
+	@$(BENCH)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
+	@touch $@
 
 comma := ,

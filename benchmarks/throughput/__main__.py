@@ -1,0 +1,191 @@
+"""How fast `vsearch extract` is: against its own limit, a plain loop, Daft and Ray Data.
+
+    make bench IMAGES=FOLDER
+    make bench IMAGES=FOLDER BENCH_FLAGS='--rounds 5 --count 2400'
+
+Each round measures everything once, one after the other, each in a process of its own, with the
+same photos from the same server on this machine. Machines are noisy: what counts are the ratios
+within a round, of which the median and the spread are shown.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.throughput import machine, plot, report
+from benchmarks.throughput.figures import Agreement, steady_rate
+from benchmarks.throughput.job import Job, Vectors
+from benchmarks.throughput.photo_server import PhotoServer
+from benchmarks.throughput.rounds import REFERENCE, VSEARCH, Alone, Measured, Results, Round
+from visual_search.embed import choose_device, does_bf16_fast
+
+ROOT = Path(__file__).parents[2]
+MODEL = "resnet18_random"
+CONFIG = f"""
+[download]
+allow_networks = ["127.0.0.1/32"]
+allow_ports = []
+
+[models.{MODEL}]
+builder = "torchvision:resnet18"
+weights = "random:0"
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A module beside this one.
+
+    Attributes:
+        share: Of the images, which it gets: for those whose rate does not depend on how many.
+    """
+
+    module: str
+    recipe: Literal["same", "documented"]
+    share: float = 1.0
+
+
+CONTENDERS = {
+    VSEARCH: Contender(module="vsearch_job", recipe="same"),
+    "Daft, same network": Contender(module="daft_job", recipe="same"),
+    "Ray Data, same network": Contender(module="ray_job", recipe="same"),
+    "Daft, plain network": Contender(module="daft_job", recipe="documented", share=0.5),
+    "Ray Data, plain network": Contender(module="ray_job", recipe="documented", share=0.5),
+    REFERENCE: Contender(module="reference_loop", recipe="documented", share=1 / 6),
+}
+INFERENCE = Contender(module="inference_alone", recipe="same", share=1 / 4)
+STAGES = Contender(module="stages", recipe="same", share=1 / 2)
+
+
+def main() -> None:
+    given = _arguments()
+    given.output.mkdir(parents=True, exist_ok=True)
+    document = given.output / "throughput.json"
+    earlier = Results.read(document).rounds if given.add else ()
+    results = Results(
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine.described(),
+        model=MODEL,
+        precision=_precision(),
+        images=given.count,
+        rounds=earlier,
+    )
+    for _ in range(given.rounds):
+        results = replace(results, rounds=(*results.rounds, _round(given.images, results)))
+        results.write(document)
+        print(f"{report.text(results)}\n", flush=True)
+    plot.draw(results, given.output / "throughput.svg")
+    print(f"{given.output}: throughput.json, throughput.svg")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True, help="a folder of pictures")
+    parser.add_argument("--count", type=int, default=1200, help="how many, repeated if need be")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--add", action="store_true", help="to the rounds of the last time")
+    parser.add_argument("--output", type=Path, default=ROOT / "build/benchmarks")
+    return parser.parse_args()
+
+
+def _precision() -> Literal["fp32", "bf16"]:
+    """As `vsearch extract` chooses it here."""
+    return "bf16" if does_bf16_fast(choose_device("auto")) else "fp32"
+
+
+def _round(images: Path, results: Results) -> Round:
+    names = sorted(path.name for path in images.iterdir() if path.is_file())
+    # Not below a folder that only root may enter: the database has another user.
+    with (
+        PhotoServer(images) as server,
+        tempfile.TemporaryDirectory(prefix="vsearch-benchmark-") as folder,
+    ):
+        config = Path(folder) / "vsearch.toml"
+        config.write_text(CONFIG)
+        job = Job(
+            # Each URL is another image, whatever photo is behind it.
+            urls=tuple(
+                f"{server.url(name)}?{number}"
+                for number, name in enumerate(islice(cycle(names), results.images))
+            ),
+            config=config,
+            model=results.model,
+            precision=results.precision,
+            folder=Path(folder),
+        )
+        contenders = {name: _run(job, contender) for name, contender in CONTENDERS.items()}
+        alone, _ = _run(job, INFERENCE)
+        before = server.core_seconds()
+        stages, _ = _run(job, STAGES)
+        server_core_seconds = (server.core_seconds() - before) / len(stages.urls)
+        reference = contenders[REFERENCE][0].read_vectors()
+        inference = {
+            int(size): Alone(**figures) for size, figures in alone.read_notes()["batches"].items()
+        }
+        core_seconds: dict[str, float] = stages.read_notes()["core_seconds_per_stage"]
+        return Round(
+            contenders={
+                name: _measured(done, seconds, reference)
+                for name, (done, seconds) in contenders.items()
+            },
+            inference=inference,
+            core_seconds_per_stage={
+                "download": core_seconds["download"],
+                "decode": core_seconds["decode"],
+                "embed": min(alone.core_seconds for alone in inference.values()),
+                "write": core_seconds["write"],
+                "database": core_seconds["database"],
+            },
+            server_core_seconds=server_core_seconds,
+        )
+
+
+def _run(job: Job, contender: Contender) -> tuple[Job, float]:
+    """The job that was done, and how long its process lived."""
+    folder = job.folder / f"{contender.module}-{contender.recipe}"
+    folder.mkdir()
+    images = round(contender.share * len(job.urls))
+    own = replace(job, urls=job.urls[:images], recipe=contender.recipe, folder=folder)
+    print(f"{folder.name}: {images:,} images", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    with (folder / "log").open("w") as log:
+        ended = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.throughput.{contender.module}", str(own.write())],
+            cwd=ROOT,
+            # For processes that contenders start, wherever those run.
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    seconds = time.monotonic() - started
+    if ended.returncode:
+        sys.exit(f"{folder.name} failed:\n{(folder / 'log').read_text()[-5000:]}")
+    return own, seconds
+
+
+def _measured(job: Job, seconds: float, reference: Mapping[str, Vectors]) -> Measured:
+    notes = job.read_notes()
+    images = len(job.urls)
+    return Measured(
+        images=images,
+        steady=notes.get("steady_images_per_second") or steady_rate(job.read_stamps()),
+        by_the_clock=images / notes.get("seconds", seconds),
+        agreement=Agreement.of(job.read_vectors(), reference),
+        core_seconds_per_stage=notes.get("core_seconds_per_stage", {}),
+    )
+
+
+if __name__ == "__main__":
+    main()
