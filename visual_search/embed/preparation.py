@@ -37,8 +37,10 @@ def prepare(pixels: Pixels, preprocessing: Preprocessing) -> Tensor:
         antialias=True,
     )
     cut = resized if squash else pixel_functions.center_crop(resized, size)
-    # Resizing to the size it has returns the image itself, and cropping a part of it.
-    return torch.empty(cut.shape, dtype=torch.uint8).copy_(cut)
+    # A copy: resizing to the size it has returns the image itself, and cropping a part of it.
+    # NumPy's, since torch would wake a thread on each core for it, and those spin for longer than
+    # all the rest takes: 5 ms of processor time an image instead of 0.7.
+    return torch.from_numpy(np.array(cut.numpy(), order="C"))
 
 
 def _without_ends(image: Tensor) -> Tensor:
