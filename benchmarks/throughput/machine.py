@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from visual_search.embed import usable_cores
+from visual_search.cores import usable_cores
 
 _PACKAGES = ("visual-search", "torch", "torchvision", "pillow", "pyarrow", "daft", "ray")
 _FLAGS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")

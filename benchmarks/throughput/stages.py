@@ -71,13 +71,11 @@ def prepared(job: Job, bodies: Sequence[Download]) -> tuple[list[Tensor], float]
     def to_tensor(picture: Picture) -> Tensor:
         return prepare(picture.pixels, spec.preprocessing)
 
-    with DecoderProcess(
-        max_pixels=limits.max_pixels, timeout_s=limits.timeout_s, least_px=spec.least_px
-    ) as decoder:
+    with DecoderProcess(max_pixels=limits.max_pixels, timeout_s=limits.timeout_s) as decoder:
         # The child has started once it has answered.
-        decoder.decode(bodies[0].body, to_tensor)
+        decoder.decode(bodies[0].body, to_tensor, least_px=spec.least_px)
         started = time.process_time() + decoder.cpu_seconds
-        pixels = [decoder.decode(body.body, to_tensor) for body in bodies]
+        pixels = [decoder.decode(body.body, to_tensor, least_px=spec.least_px) for body in bodies]
         return pixels, time.process_time() + decoder.cpu_seconds - started
 
 
@@ -140,6 +138,7 @@ def _record_all(
         dim=model.dim,
         stored=model.spec.stored,
         spec=model.spec.to_json(),
+        runtime="torch",
     )
     database.run(
         lambda connection: record.begin_shard(

@@ -32,6 +32,8 @@ _MODULES = (
     "visual_search.cli",
     "visual_search.cli.logs",
     "visual_search.database.migrate",
+    "visual_search.pipeline.decoding",
+    "visual_search.pipeline.embedding",
     "visual_search.pipeline.run",
     "visual_search.status",
     "visual_search.upkeep",

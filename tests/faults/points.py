@@ -34,7 +34,7 @@ from visual_search.database import connection
 from visual_search.decode import DecoderProcess
 from visual_search.download import Downloader
 from visual_search.embed import Embedder
-from visual_search.pipeline import run
+from visual_search.pipeline import embedding
 from visual_search.pipeline.feeder import Feeder
 from visual_search.pipeline.recorder import Recorder
 from visual_search.shard import ShardWriter
@@ -236,7 +236,7 @@ def set_clock(*, ahead_s: float) -> None:
 
 def hasten() -> None:
     """Let the last batch wait less for pictures that do not come."""
-    run._BATCH_WAIT_S = 0.05  # type: ignore[misc]
+    embedding._BATCH_WAIT_S = 0.05  # type: ignore[misc]
 
 
 def add_path(*, folder: str) -> None:

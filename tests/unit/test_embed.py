@@ -16,7 +16,8 @@ from torchvision.transforms.v2 import functional
 from tests.pictures import drawn
 from tests.reference import resnet18_vector, squashed_pixels
 from visual_search import embed, models
-from visual_search.embed import Embedder, choose_device, device, prepare
+from visual_search.cores import usable_cores
+from visual_search.embed import Embedder, choose_device, prepare
 from visual_search.errors import EmbedError, ExitCode, ModelError, UsageError
 from visual_search.images import Pixels
 from visual_search.models import weights
@@ -210,9 +211,9 @@ def test_a_container_uses_as_many_cores_as_it_may(
     file = tmp_path / "cpu.max"
     if limit is not None:
         file.write_text(limit)
-    monkeypatch.setattr(device, "_CGROUP_LIMIT", file)
+    monkeypatch.setattr("visual_search.cores._CGROUP_LIMIT", file)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
-    assert embed.usable_cores() == cores
+    assert usable_cores() == cores
 
 
 def test_batch_size_is_the_devices_unless_it_is_stated() -> None:

@@ -28,6 +28,7 @@ from visual_search.cli import (
 )
 from visual_search.cli.context import CliContext, complain
 from visual_search.cli.memory import keep_freed_memory
+from visual_search.cli.threads import let_idle_threads_sleep
 from visual_search.errors import ExitCode, RunError, VsearchError
 from visual_search.redaction import redact_urls
 
@@ -96,6 +97,7 @@ def main() -> None:
     """Entry point: errors become one sentence and an exit code."""
     debug = "--debug" in sys.argv
     keep_freed_memory()
+    let_idle_threads_sleep()
     # As process 1 of a container Python ignores SIGTERM; elsewhere it would leave the embedded
     # server running.
     signal.signal(signal.SIGTERM, _terminate)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from visual_search import models, pipeline
 from visual_search.catalog import Columns, import_images, open_file
+from visual_search.cores import usable_cores
 from visual_search.database.connection import Database, open_database
 from visual_search.demo.broken import BROKEN_LINKS
 from visual_search.demo.catalogue import draw_catalogue, write_products
@@ -198,7 +199,7 @@ def _device(settings: Settings) -> str:
     from visual_search import embed  # noqa: PLC0415 - imports torch
 
     device = embed.choose_device(settings.embed.device)
-    return f"{embed.usable_cores()} CPU cores" if device.type == "cpu" else device.type
+    return f"{usable_cores()} CPU cores" if device.type == "cpu" else device.type
 
 
 def _count_shards(database: Database) -> int:

@@ -10,7 +10,6 @@ from visual_search.embed.device import (
     choose_device,
     does_bf16_fast,
     openvino_release,
-    usable_cores,
 )
 from visual_search.embed.embedder import Embedder
 from visual_search.embed.preparation import prepare
@@ -21,5 +20,4 @@ __all__ = [
     "does_bf16_fast",
     "openvino_release",
     "prepare",
-    "usable_cores",
 ]

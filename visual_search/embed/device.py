@@ -1,16 +1,11 @@
 """What there is on this machine to compute with."""
 
-import os
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Final
 
 import torch
 
 from visual_search.errors import UsageError
 from visual_search.settings import Device
-
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def choose_device(name: Device) -> torch.device:
@@ -45,19 +40,6 @@ def does_bf16_fast(device: torch.device) -> bool:
         return False
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def usable_cores() -> int:
-    """How many cores this process may use, by its affinity and by its container's limit."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _CGROUP_LIMIT.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):
-        # Not in a control group, or one with the quota "max".
-        return cores
 
 
 def openvino_release() -> str | None:

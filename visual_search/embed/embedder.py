@@ -9,8 +9,8 @@ import structlog
 import torch
 from torch import Tensor
 
+from visual_search.cores import usable_cores
 from visual_search.embed.compiled import Compiled
-from visual_search.embed.device import usable_cores
 from visual_search.embed.eager import Eager
 from visual_search.embed.network import PixelNetwork, UnsuitableError, fast_dtype, first_line
 from visual_search.embed.preparation import prepare

@@ -10,7 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from visual_search.embed.device import openvino_release, usable_cores
+from visual_search.cores import usable_cores
+from visual_search.embed.device import openvino_release
 from visual_search.embed.network import PixelNetwork, UnsuitableError, exported, first_line
 from visual_search.errors import WeightsError
 from visual_search.models.spec import ModelSpec

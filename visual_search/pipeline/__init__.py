@@ -1,11 +1,10 @@
 """The only part that knows the order: claim, download, decode, embed, shard, record.
 
 `extract` finds out for which models there is something to do, and runs them together: `run.py`
-holds the threads, `feeder.py` their beginning, `recorder.py` their end, `model_run.py` what each
-model has to itself.
+holds the threads, `feeder.py`, `decoding.py`, `embedding.py` and `recorder.py` say what they do,
+`model_run.py` what each model has to itself.
 """
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -263,13 +262,10 @@ def _run(
     Raises:
         BaseException: What stopped a model, if it was not to be expected; after all results.
     """
-    from visual_search.pipeline.model_run import ModelWork  # noqa: PLC0415 - imports torch
-    from visual_search.pipeline.run import Run  # noqa: PLC0415 - imports torch
+    # What a run imports takes half a second, and often there is nothing to do.
+    from visual_search.pipeline.model_run import ModelWork  # noqa: PLC0415
+    from visual_search.pipeline.run import Run  # noqa: PLC0415
 
-    # A full collection goes through all that torch is made of, a quarter of a second in which
-    # neither downloads nor batches move on: now, to end the models before, and then never again.
-    gc.collect()
-    gc.freeze()
     work = [
         ModelWork(model=each.model, run_id=RunId(uuid4()), weights=each.weights, limit=limit)
         for each in ready

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visual_search.claim import Outlook
 from visual_search.database.connection import Database
-from visual_search.embed import Embedder
 from visual_search.images import ClaimedImage, RunId
 from visual_search.models.registry import RegisteredModel
 from visual_search.pipeline.core_time import CoreTime
@@ -16,6 +16,9 @@ from visual_search.pipeline.failure_rate import FailureRate
 from visual_search.pipeline.recorder import OpenShard, Recorder
 from visual_search.runs import RunFigures
 from visual_search.settings import ExtractSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +42,6 @@ class ModelRun:
 
     Attributes:
         recorder: Takes the outcome of every image that was claimed for the model.
-        embedder: `None` until the network is loaded.
         cut: Set when what is not embedded yet is to be given back.
         error: What stopped the model, if anything did; the run may go on with others.
         current: The shard for which images are claimed. This and what follows is the feeder's.
@@ -67,7 +69,6 @@ class ModelRun:
         self.core_time = core_time
         self.rate = FailureRate(settings.max_failure_rate)
         self.steady = SteadyRate()
-        self.embedder: Embedder | None = None
         self.cut = threading.Event()
         self.error: BaseException | None = None
         self.current: OpenShard | None = None
@@ -123,6 +124,24 @@ class WantedImage:
     def core_times(self) -> list[CoreTime]:
         """Whose work it is."""
         return [run.core_time for run, _ in self.claims]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A claimed image in the size of a model, waiting for its batch.
+
+    Attributes:
+        tensor: As of `embed.prepare`.
+        width: Of the whole image, upright.
+        height: Likewise.
+    """
+
+    run: ModelRun
+    image: ClaimedImage
+    tensor: "Tensor"
+    content_sha256: bytes
+    width: int
+    height: int
 
 
 class SteadyRate:

@@ -1,0 +1,127 @@
+"""Pixels into vectors: what the embedder thread of a run does, for all its models."""
+
+import gc
+import queue
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import structlog
+import torch
+
+from visual_search.embed import Embedder, choose_device
+from visual_search.errors import EmbedError, FailureReason
+from visual_search.images import EmbeddedImage, FailedImage
+from visual_search.pipeline.model_run import ModelRun, Picture
+from visual_search.pipeline.recorder import Outcome
+from visual_search.settings import EmbedSettings
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_BATCH_WAIT_S: Final = 0.5
+
+
+class Embedding:
+    """The networks of all models of a run, in one thread: whichever has a whole batch is next.
+
+    A model whose network cannot be loaded, or breaks, keeps no other from its work.
+    """
+
+    def __init__(self, settings: EmbedSettings, models: Sequence[ModelRun]) -> None:
+        """Load the networks; takes seconds."""
+        self._models = models
+        self._embedders: dict[ModelRun, Embedder] = {}
+        for run in models:
+            self._load(run, settings)
+        # A full collection goes through all that torch is made of, a quarter of a second in which
+        # neither downloads nor batches move on: now, and then never again.
+        gc.collect()
+        gc.freeze()
+
+    def run(self, pictures: queue.SimpleQueue[Picture | None]) -> None:
+        """Embed what comes, until `None` does."""
+        batches: dict[ModelRun, list[Picture]] = {run: [] for run in self._models}
+        running = True
+        while running:
+            try:
+                picture = pictures.get(timeout=_BATCH_WAIT_S if any(batches.values()) else None)
+            except queue.Empty:
+                ready = self._models
+            else:
+                running = picture is not None
+                ready = self._models if picture is None else [picture.run]
+                if picture is not None:
+                    batches[picture.run].append(picture)
+                    if len(batches[picture.run]) < self._batch_size(picture.run):
+                        continue
+            # A whole batch; or what there is, where no more comes for a while.
+            for run in ready:
+                batch, batches[run] = batches[run], []
+                self._embed_or_give_back(run, batch)
+
+    def _load(self, run: ModelRun, settings: EmbedSettings) -> None:
+        try:
+            embedder = Embedder(
+                run.model.spec,
+                run.weights,
+                choose_device(settings.device),
+                batch_size=settings.batch_size,
+                runtime=settings.runtime,
+                compiled=settings.compile,
+            )
+        except BaseException as error:  # noqa: BLE001 - the model's, whose caller raises it
+            run.fail(error)
+            return
+        self._embedders[run] = embedder
+        run.recorder.runtime = embedder.runtime
+        run.steady.begin()
+        log.info(
+            "model_loaded",
+            model=run.model.model_id,
+            device=str(embedder.device),
+            runtime=embedder.runtime,
+            batch_size=embedder.batch_size,
+        )
+
+    def _batch_size(self, run: ModelRun) -> int:
+        """For a model that could not be loaded there is nothing to wait for."""
+        return self._embedders[run].batch_size if run in self._embedders else 1
+
+    def _embed_or_give_back(self, run: ModelRun, batch: Sequence[Picture]) -> None:
+        outcomes: list[Outcome] = [picture.image for picture in batch]
+        if batch and run in self._embedders and not run.cut.is_set():
+            try:
+                with run.core_time.embedding():
+                    outcomes = self._embedded(run, batch)
+            except BaseException as error:  # noqa: BLE001 - as of `_load`
+                run.fail(error)
+        for outcome in outcomes:
+            run.recorder.put(outcome)
+
+    def _embedded(self, run: ModelRun, batch: Sequence[Picture]) -> list[Outcome]:
+        """The outcome of each picture of a batch."""
+        try:
+            tensors = torch.stack([picture.tensor for picture in batch])
+            vectors = self._embedders[run].embed(tensors)
+        except EmbedError as error:
+            good = [p for row, p in enumerate(batch) if row not in error.rows]
+            bad: list[Outcome] = [
+                FailedImage(
+                    image=batch[row].image,
+                    reason=FailureReason.NOT_FINITE,
+                    detail="the vector holds a value that is not finite",
+                )
+                for row in error.rows
+            ]
+            return bad + self._embedded(run, good) if good else bad
+        run.steady.add(len(batch))
+        return [
+            EmbeddedImage(
+                image=picture.image,
+                vector=vector,
+                content_sha256=picture.content_sha256,
+                width=picture.width,
+                height=picture.height,
+            )
+            for picture, vector in zip(batch, np.asarray(vectors), strict=True)
+        ]
