@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.workplace import TINY
 from tests.faults.stage import HASTE, Stage
 from tests.faults.watching import assert_numbers_add_up, watch_status
 from tests.faults.workers import Worker
@@ -37,6 +38,33 @@ def test_workers_killed_at_random_moments_lose_nothing(
     print(f"{kills} kills, {images} images, {again} embedded again: {again / kills:.1f} a kill")
     assert again <= kills * (SHARD_ROWS + IN_FLIGHT)
     stage.assert_whole()
+
+
+@pytest.mark.parametrize(
+    ("images", "kills"),
+    [(150, 4), pytest.param(1_000, 25, marks=pytest.mark.long)],
+)
+def test_workers_of_several_models_killed_at_random_moments_lose_nothing(
+    stage: Stage, images: int, kills: int
+) -> None:
+    stage.models["small"] = TINY | {"size": 16}
+    stage.publish_slowly(images, delay_s=0.05)
+
+    def start() -> Worker:
+        return stage.work(
+            *("extract", "--model", "tiny", "--model", "small"), VSEARCH_EXTRACT__LEASE_S="3"
+        )
+
+    workers = [start() for _ in range(WORKERS)]
+    for _ in range(kills):
+        victim = stage.freeze_one(workers, within=images // kills // 2)
+        victim.kill()
+        workers.remove(victim)
+        workers.append(start())
+    ends = [worker.wait() for worker in workers]
+    assert [end.code for end in ends] == [0] * WORKERS, ends
+    stage.assert_whole(model="tiny")
+    stage.assert_whole(model="small")
 
 
 def _start(stage: Stage, counter: Path) -> Worker:
