@@ -6,6 +6,7 @@ lease lives. Every function is one step inside the caller's short transaction.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import Enum
 from typing import Final
 
@@ -36,6 +37,19 @@ class Suspicion(Enum):
     def rows(self) -> int:
         """The largest claim."""
         return self.value[2]
+
+
+@dataclass(slots=True)
+class Place:
+    """Where in a model's queue a worker is: behind the last image that it claimed.
+
+    Claims that begin there step over nothing that is settled already. While a reader holds an old
+    snapshot, the index keeps all that was claimed since, and each claim from the queue's beginning
+    takes longer than the one before. It is only a hint: who reaches the end begins anew.
+    """
+
+    due_at: datetime | None = None
+    image_id: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,28 +137,52 @@ def claim_images(
     model_key: ModelKey,
     rows: int,
     suspicion: Suspicion,
+    place: Place | None = None,
 ) -> list[ClaimedImage]:
     """Claim up to `rows` images that are due, longest due first.
+
+    Args:
+        connection: Inside a transaction.
+        token: Of the lease under which they are claimed.
+        model_key: Whose images.
+        rows: At most so many, or fewer where the suspicion allows no more.
+        suspicion: Which images.
+        place: Of this worker, in the queue of images without suspicion; it moves on. Only if too
+            few are due behind it, those before it are looked at again.
 
     Raises:
         FencedError: The lease is gone; everything claimed under it has been given to others.
     """
     lock_lease(connection, token)
-    least, most, largest = suspicion.value
-    # With statistics from before the images were seeded the planner expects a handful of pending
-    # rows, reads them all and sorts them; the index has them in order. The update names no status
-    # (its rows are locked and pending), or the planner would walk that index once for each row.
-    connection.execute(
-        text("""
-            SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true)
-        """)
-    )
+    _look_up_by_key(connection)
+    rows = min(rows, suspicion.rows)
+    begin = place or Place()
+    images = _claim_behind(connection, begin, token, model_key, rows, suspicion)
+    if len(images) < rows and begin.due_at is not None:
+        begin.due_at, begin.image_id = None, 0
+        images += _claim_behind(connection, begin, token, model_key, rows - len(images), suspicion)
+    return sorted(images, key=lambda image: image.image_id)
+
+
+def _claim_behind(
+    connection: Connection,
+    place: Place,
+    token: LeaseToken,
+    model_key: ModelKey,
+    rows: int,
+    suspicion: Suspicion,
+) -> list[ClaimedImage]:
+    least, most, _ = suspicion.value
+    # The update names no status (its rows are locked and pending), or the planner would walk the
+    # index of pending rows once for each row.
     claimed = connection.execute(
         text("""
             WITH due AS MATERIALIZED (
                 SELECT image_id FROM extractions
                 WHERE model_key = :model_key AND status = 'pending'
-                  AND next_attempt_at <= clock_timestamp()
+                  AND next_attempt_at <= statement_timestamp()
+                  AND (next_attempt_at, image_id)
+                      > (coalesce(CAST(:due_at AS timestamptz), '-infinity'), :image_id)
                   AND crashes BETWEEN :least AND :most
                 ORDER BY next_attempt_at, image_id
                 LIMIT :rows
@@ -153,21 +191,25 @@ def claim_images(
                 UPDATE extractions e SET status = 'claimed', lease_token = :token
                 FROM due
                 WHERE e.model_key = :model_key AND e.image_id = due.image_id
-                RETURNING e.image_id, e.attempts, e.crashes
+                RETURNING e.image_id, e.attempts, e.crashes, e.next_attempt_at
             )
-            SELECT image_id, image_key, url, attempts, crashes
+            SELECT image_id, image_key, url, attempts, crashes, next_attempt_at
             FROM claimed JOIN images USING (image_id)
         """),
         {
             "model_key": model_key,
             "token": token,
-            "rows": min(rows, largest),
+            "due_at": place.due_at,
+            "image_id": place.image_id,
+            "rows": rows,
             "least": least,
             "most": most,
         },
-    )
+    ).all()
+    if claimed:
+        place.due_at, place.image_id = max((row[5], row[0]) for row in claimed)
     # By position: by name it takes the loop twice as long.
-    images = [
+    return [
         ClaimedImage(
             image_id=ImageId(image_id),
             image_key=image_key,
@@ -176,9 +218,25 @@ def claim_images(
             attempts=attempts,
             crashes=crashes,
         )
-        for image_id, image_key, url, attempts, crashes in claimed.all()
+        for image_id, image_key, url, attempts, crashes, _ in claimed
     ]
-    return sorted(images, key=lambda image: image.image_id)
+
+
+def _look_up_by_key(connection: Connection) -> None:
+    """For this transaction: read what is due in the index's order, all else row by row.
+
+    With statistics from before the images were seeded the planner expects a handful of pending
+    rows, reads them all and sorts them. And of a partitioned table as a whole autovacuum never
+    gathers any: the planner then expects half of all images to be claimed, and hashes them all.
+    """
+    connection.execute(
+        text("""
+            SELECT set_config('enable_sort', 'off', true),
+                   set_config('enable_seqscan', 'off', true),
+                   set_config('enable_hashjoin', 'off', true),
+                   set_config('enable_mergejoin', 'off', true)
+        """)
+    )
 
 
 def release_paused(
@@ -189,6 +247,14 @@ def release_paused(
     Returns:
         The others.
     """
+    any_paused = connection.execute(
+        text("SELECT EXISTS (SELECT FROM hosts WHERE retry_at > clock_timestamp())")
+    ).scalar_one()
+    if not any_paused:
+        return list(images)
+    # A claim in the same transaction has switched it off; row by row it would be each image with
+    # each claim of the lease.
+    connection.execute(text("SET LOCAL enable_hashjoin = on"))
     released = connection.execute(
         text("""
             WITH paused AS MATERIALIZED (
@@ -398,7 +464,7 @@ def claim_along(
     """
     lock_lease(connection, token)
     least, most, _ = suspicion.value
-    connection.execute(text("SELECT set_config('enable_seqscan', 'off', true)"))
+    _look_up_by_key(connection)
     claimed = connection.execute(
         text("""
             WITH due AS MATERIALIZED (

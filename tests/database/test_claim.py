@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from tests.catalogue import add_images, make_model, statuses
 from tests.plans import explain
 from visual_search import claim
-from visual_search.claim import DEATHS_TO_FAIL, Suspicion
+from visual_search.claim import DEATHS_TO_FAIL, Place, Suspicion
 from visual_search.database.connection import Database
 from visual_search.database.schema import SEEDING_LOCK
 from visual_search.errors import FencedError
@@ -105,6 +105,34 @@ def test_two_open_claims_share_no_image(database: Database, database_url: str) -
     assert len(mine) == 60
     assert len(theirs) == 40
     assert not {image.image_id for image in mine} & {image.image_id for image in theirs}
+
+
+def test_a_worker_goes_on_behind_its_last_claim_and_at_the_end_begins_anew(
+    database: Database,
+) -> None:
+    model_key = seeded(database, 6)
+    place = Place()
+
+    def take_behind(rows: int) -> tuple[LeaseToken, list[int]]:
+        with database.transaction() as connection:
+            token = open_lease(connection, model_key)
+            images = claim.claim_images(
+                connection,
+                token=token,
+                model_key=model_key,
+                rows=rows,
+                suspicion=Suspicion.NONE,
+                place=place,
+            )
+        return token, [image.image_id for image in images]
+
+    token, images = take_behind(2)
+    assert images == [1, 2]
+    with database.transaction() as connection:
+        claim.close_lease(connection, token)
+    assert take_behind(2)[1] == [3, 4]
+    assert take_behind(4)[1] == [1, 2, 5, 6]
+    assert take_behind(1)[1] == []
 
 
 def test_an_image_is_not_claimed_before_it_is_due(database: Database) -> None:

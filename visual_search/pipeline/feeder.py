@@ -367,6 +367,7 @@ class Feeder:
                     model_key=leader.model.model_key,
                     rows=rows,
                     suspicion=suspicion,
+                    place=leader.place if suspicion is Suspicion.NONE else None,
                 )
                 led.extend(claim.release_paused(connection, token=first.token, images=due))
             claims = {first: led}

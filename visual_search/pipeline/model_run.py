@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.claim import Outlook
+from visual_search.claim import Outlook, Place
 from visual_search.database.connection import Database
 from visual_search.images import ClaimedImage, RunId
 from visual_search.models.registry import RegisteredModel
@@ -46,6 +46,7 @@ class ModelRun:
         error: What stopped the model, if anything did; the run may go on with others.
         current: The shard for which images are claimed. This and what follows is the feeder's.
         open_shards: How many are not recorded yet.
+        place: In the model's queue.
         left: How many images may still be claimed; `None`: all.
         outlook: What was left for later when nothing more could be claimed.
         waiting: How many images were pending then.
@@ -73,6 +74,7 @@ class ModelRun:
         self.error: BaseException | None = None
         self.current: OpenShard | None = None
         self.open_shards = 0
+        self.place = Place()
         self.claimed = 0
         self.left = work.limit
         self.outlook: Outlook | None = None
