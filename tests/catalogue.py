@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 from sqlalchemy import text
 
+from visual_search.catalog.tables import add_to_count
 from visual_search.database.connection import Database
 from visual_search.images import ModelKey
 
@@ -25,6 +26,7 @@ def add_urls(database: Database, urls: Sequence[str]) -> None:
             """),
             {"urls": list(urls)},
         )
+        add_to_count(connection, len(urls))
 
 
 def use_small_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:

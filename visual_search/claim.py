@@ -71,12 +71,8 @@ class Outlook:
         return max(0.0, min(known)) if known else None
 
 
-def seed_images(connection: Connection, model_key: ModelKey) -> int:
-    """Make the next images of the catalogue pending for a model.
-
-    Returns:
-        How many, at most `SEED_ROWS`; 0 when the model knows the whole catalogue.
-    """
+def is_behind(connection: Connection, model_key: ModelKey) -> bool:
+    """Whether the catalogue has images that the model does not know yet."""
     behind = connection.execute(
         text("""
             SELECT (SELECT max(image_id) FROM images) > seeded_to
@@ -84,7 +80,16 @@ def seed_images(connection: Connection, model_key: ModelKey) -> int:
         """),
         {"model_key": model_key},
     ).scalar()
-    if not behind:
+    return bool(behind)
+
+
+def seed_images(connection: Connection, model_key: ModelKey) -> int:
+    """Make the next images of the catalogue pending for a model.
+
+    Returns:
+        How many, at most `SEED_ROWS`; 0 when the model knows the whole catalogue.
+    """
+    if not is_behind(connection, model_key):
         return 0
     # Importers hold this lock shared: while it is held exclusively, no transaction is open that
     # could still make an id below the new watermark visible.

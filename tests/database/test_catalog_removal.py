@@ -1,6 +1,6 @@
 """Removals: what goes, what stays, and that the numbers add up whatever workers do meanwhile."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from sqlalchemy import Connection, text
@@ -35,6 +35,15 @@ from visual_search.status import ModelStatus
 
 BY_KEY = Columns(url=None, image_key="photo")
 H = "http://h.test/{}.jpg"
+
+
+@pytest.fixture(autouse=True)
+def count_of_images(database: Database) -> Iterator[None]:
+    """Whatever a test does, the number that `status` tells stays right."""
+    yield
+    counted = "SELECT images, (SELECT count(*) FROM images) FROM catalogue"
+    ((told, there),) = select(database, counted)
+    assert told == there
 
 
 def remove(database: Database, *names: object, by_key: bool = False) -> Removed:

@@ -209,7 +209,7 @@ def check_import(shop: Shop, rows: Sequence[Row]) -> None:
         before = shop.state(connection)
     bad = import_rows(shop.database, rows)
     with shop.database.transaction() as connection:
-        catalogue = ("images", "products", "product_images")
+        catalogue = ("catalogue", "images", "products", "product_images")
         assert shop.state(connection, *catalogue).items() <= before.items()
         stored = connection.execute(
             text("""

@@ -3,6 +3,7 @@
 from sqlalchemy import create_engine, text
 
 from tests.catalogue import make_model
+from visual_search.catalog.tables import add_to_count
 from visual_search.database.connection import Database
 from visual_search.images import ModelKey
 
@@ -22,6 +23,8 @@ def add_many_images(database: Database, count: int) -> None:
                 """),
                 {"first": start + 1, "last": min(start + _AT_ONCE, count)},
             )
+    with database.transaction() as connection:
+        add_to_count(connection, count)
 
 
 def seed_many(database: Database, count: int) -> ModelKey:

@@ -160,7 +160,11 @@ def _steps(catalogue: Catalogue) -> dict[str, tuple[int, Step]]:
     pending = catalogue.pending
     steps |= {
         "suspects": (pending, lambda c: _take(c, model_key, token, CLAIM_ROWS, Suspicion.SOME)),
-        "claimable": (pending, lambda c: status.count_claimable(c, model_key)),
+        # All that is not done and not due.
+        "claimable": (
+            catalogue.images // 10 + SHARD_ROWS + pending // 2,
+            lambda c: status.count_claimable(c, model_key),
+        ),
     }
     if catalogue.images > 100_000:  # reading a small table from end to end is quick, too
         steps["count pending"] = (pending, lambda c: claim.count_pending(c, model_key))

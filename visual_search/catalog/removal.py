@@ -18,7 +18,7 @@ from visual_search.catalog.rows import (
     checked_id,
     checked_url,
 )
-from visual_search.catalog.tables import copy, lock_catalogue, look_up_by_index
+from visual_search.catalog.tables import add_to_count, copy, lock_catalogue, look_up_by_index
 from visual_search.database.connection import Database
 from visual_search.errors import InternalError
 
@@ -167,6 +167,7 @@ def _remove(connection: Connection, names: _Names) -> Removed:
         "DELETE FROM images i USING leaving l WHERE i.image_id = l.image_id",
     ):
         images = connection.execute(text(statement)).rowcount
+    add_to_count(connection, -images)
     return Removed(images=images, products=products, vectors=vectors, unknown=unknown)
 
 

@@ -17,7 +17,13 @@ from visual_search.catalog.arrays import Mask, Positions, joined
 from visual_search.catalog.chunk import Chunk, collect
 from visual_search.catalog.readers import Source
 from visual_search.catalog.rows import BadRow, BadRows
-from visual_search.catalog.tables import copy, lock_catalogue, lock_products, look_up_by_index
+from visual_search.catalog.tables import (
+    add_to_count,
+    copy,
+    lock_catalogue,
+    lock_products,
+    look_up_by_index,
+)
 from visual_search.database.connection import Database
 
 # Chunks that are sorted or stored at a time.
@@ -187,6 +193,7 @@ def _store_images(connection: Connection, chunk: Chunk, hopes: _Hopes) -> _Tally
 
 def _copy_images(connection: Connection, lines: pa.StringArray) -> None:
     copy(connection, "images (image_id, image_key, key_hash, url, host)", lines)
+    add_to_count(connection, len(lines))
 
 
 def _copy_links(connection: Connection, lines: pa.StringArray) -> None:

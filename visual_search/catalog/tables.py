@@ -47,6 +47,11 @@ def lock_products(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _PRODUCTS_LOCK})
 
 
+def add_to_count(connection: Connection, images: int) -> None:
+    """Keep the number of images that `status` tells; the caller changes the catalogue alone."""
+    connection.execute(text("UPDATE catalogue SET images = images + :images"), {"images": images})
+
+
 def look_up_by_index(connection: Connection) -> None:
     """For this transaction.
 

@@ -231,7 +231,7 @@ def _nothing_to_do(
 
     def step(connection: Connection) -> ModelResult | None:
         claim.rescue_images(connection, model.model_key, lease_s=settings.extract.lease_s)
-        if status.count_claimable(connection, model.model_key):
+        if claim.is_behind(connection, model.model_key):
             return None
         outlook = claim.outlook(connection, model.model_key)
         soon = outlook.next_in_s
