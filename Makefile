@@ -5,6 +5,7 @@
 #   make test PYTEST_FLAGS='-k claim -x'           what pytest takes
 #   make mutants MUTANTS='rescue fsync'            those with one of these words in their names
 #   make bench IMAGES=FOLDER BENCH_FLAGS='--rounds 5'   on photos of yours, more rounds
+#   make bench-db BENCH_FLAGS='--images 1000000'   in a smaller catalogue
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,7 +29,7 @@ BENCH_INSTALLED := $(BENCH)/.installed
 .DELETE_ON_ERROR:
 # Two targets at once would install into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo test test-long mutants bench check check-format check-lint check-types check-imports \
+.PHONY: help demo test test-long mutants bench bench-db check check-format check-lint check-types check-imports \
 	check-dockerfiles format setup clean
 
 help: ## list the targets
@@ -49,6 +50,9 @@ mutants: $(DEVELOP) ## break the product in many small ways; tests must notice e
 bench: $(BENCH_INSTALLED) ## compare with the limit, a plain loop, Daft and Ray Data: table, plot, JSON
 	@test -n "$(IMAGES)" || { echo "whose photos? make bench IMAGES=FOLDER"; exit 1; }
 	@$(BENCH)/bin/python -m benchmarks.throughput --images $(IMAGES) $(BENCH_FLAGS)
+
+bench-db: $(BENCH_INSTALLED) ## measure the database at ten million images: table, plot, JSON
+	@$(BENCH)/bin/python -m benchmarks.database $(BENCH_FLAGS)
 
 check: check-format check-lint check-types check-imports check-dockerfiles ## format, lint, types, imports, Dockerfiles
 
