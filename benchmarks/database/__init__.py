@@ -1,6 +1,7 @@
 """The database at ten million images: what each step costs, whole commands included.
 
-    python -m benchmarks.database --home FOLDER [--images N]
+    python -m benchmarks.database [--images N] [--home FOLDER] [--only PART …]
 
-`FOLDER` keeps the catalogue, which takes minutes to make, for the next call.
+The folder keeps the catalogue, which takes minutes and 15 GB to make, for the next call; beside it
+lie `figures.json` and the plot `cost.svg`.
 """

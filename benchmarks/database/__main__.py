@@ -26,6 +26,7 @@ _IN_DATABASE: Final[dict[str, Callable[[Place], Iterator[Figure]]]] = {
         place.database, place.url, place.keys[MODELS[0].name], place.images
     ),
 }
+_HOME: Final = Path("vsearch-data") / "database-benchmark"
 _PARTS: Final = (*_IN_DATABASE, "growth", "commands", "idle")
 
 
@@ -35,10 +36,8 @@ def main() -> None:
         description="What the database costs in a large catalogue.",
     )
     parser.add_argument("--images", type=int, default=10_000_000)
-    parser.add_argument("--home", type=Path, required=True, help="keeps the catalogue for later")
+    parser.add_argument("--home", type=Path, default=_HOME, help="keeps the catalogue for later")
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS, help="these parts")
-    parser.add_argument("--json", type=Path, help="the figures; other parts' are kept")
-    parser.add_argument("--plot", type=Path, help="of the cost by size; .svg or .png")
     asked = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("VSEARCH_")]:
         del os.environ[name]
@@ -58,15 +57,13 @@ def main() -> None:
         if "growth" in asked.only:
             points = growth.grow(place)
             found["growth"] = _shown(growth.figures(points))
-            if asked.plot:
-                growth.plot(points, asked.plot)
+            growth.plot(points, asked.home / "cost.svg")
     if "commands" in asked.only:
         found["commands"] = _shown(commands.in_large_catalogue(asked.home))
     if "idle" in asked.only:
         idle = commands.nothing_to_do(asked.home / "all-done", min(1_000_000, asked.images))
         found["idle"] = _shown(idle)
-    if asked.json:
-        _keep(asked.json, asked.images, found)
+    _keep(asked.home / "figures.json", asked.images, found)
     if missed := [
         figure.name for figures in found.values() for figure in figures if not figure.kept
     ]:

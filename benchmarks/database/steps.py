@@ -182,7 +182,7 @@ def _work(
 
 @contextmanager
 def _new_model(place: Place) -> Iterator[ModelKey]:
-    model_key = register(place.database, place.settings, "passing", seed=time.time_ns())
+    model_key = register(place.database, place.settings, "passing", seed=time.time_ns() // 1000)
     yield model_key
     tables.drop_model(place.database, model_key)
 
