@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from tests import pictures, png_reference
-from visual_search.decode import decode
+from visual_search.decode import decode, jpeg
 from visual_search.errors import FailureReason, ImageError
 from visual_search.images import Pixels
 
@@ -422,7 +422,79 @@ def test_decoding_leaves_pillows_settings_alone() -> None:
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+# simplejpeg decodes what Pillow would
+
+
+def check_against_pillow(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = attempt(body)
+    with monkeypatch.context() as patch:
+        patch.setattr(jpeg, "simplejpeg", None)
+        expected = attempt(body)
+    if isinstance(outcome, ImageError) or isinstance(expected, ImageError):
+        assert str(outcome) == str(expected)
+    else:
+        np.testing.assert_array_equal(outcome, expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"subsampling": 2}),
+        ("RGB", {"progressive": True, "quality": 30}),
+        ("RGB", {"keep_rgb": True}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+@pytest.mark.parametrize("size", [(1, 1), (17, 33), (400, 533)])
+@pytest.mark.parametrize("least_px", [None, 60])
+def test_a_jpeg_has_the_pixels_that_pillow_sees(
+    mode: str,
+    options: dict[str, object],
+    size: tuple[int, int],
+    least_px: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = Image.fromarray(pictures.drawn(*size)).convert(mode)
+    body = pictures.encoded(image, "JPEG", **options)
+    picture = decode(body, max_pixels=MAX_PIXELS, least_px=least_px)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    expected = decode(body, max_pixels=MAX_PIXELS, least_px=least_px)
+    np.testing.assert_array_equal(picture.pixels, expected.pixels)
+
+
+def test_simplejpeg_does_the_work_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(image: Image.Image) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", refuse)
+    assert decoded(pictures.photo_bytes()).shape == (40, 60, 3)
+
+
+def test_a_damaged_jpeg_gets_pillows_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes some damage for none."""
+    body = pictures.photo_bytes(80, 60)
+    rng = random.Random(7)
+    for _ in range(500):
+        changed = bytearray(body)
+        for _ in range(rng.randint(1, 3)):
+            changed[rng.randrange(3, len(body))] ^= 1 << rng.randrange(8)
+        check_against_pillow(bytes(changed), monkeypatch)
+
+
 # Public collections
+
+
+def test_photos_have_the_pixels_that_pillow_sees(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = sorted((shared_data / "clothing" / "images").glob("*.jpg"))
+    hostile = sorted((shared_data / "hostile" / "pillow").glob("*.jpg"))
+    assert len(photos) == 600
+    assert len(hostile) >= 10
+    for file in photos[::5] + hostile:
+        check_against_pillow(file.read_bytes(), monkeypatch)
 
 
 def test_good_pngsuite_files_match_a_decoder_written_from_the_specification(

@@ -15,6 +15,7 @@ from PIL.ImageFile import ImageFile
 
 from visual_search.decode import formats
 from visual_search.decode.formats import Format
+from visual_search.decode.jpeg import decode_jpeg
 from visual_search.errors import FailureReason, ImageError
 from visual_search.images import Pixels
 from visual_search.redaction import printable
@@ -110,25 +111,29 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image, (width, height) = _load(body, kind, max_pixels, least_px, before_pixels)
+            image, (width, height) = _opened(body, kind, max_pixels, least_px, before_pixels)
+            if kind is formats.JPEG and _turn_upright(image) is None:
+                pixels = decode_jpeg(body, image, _room_for(image, room))
+                if pixels is not None:
+                    return Picture(pixels, width, height)
+            image.load()
             turn = _turn_upright(image)
-            if turn is not None:
-                image = image.transpose(turn)
+            upright = image if turn is None else image.transpose(turn)
             if turn in _SIDEWAYS:
                 width, height = height, width
-            return Picture(_rgb_pixels(image, room), width, height)
+            return Picture(_rgb_pixels(upright, room), width, height)
         except _PILLOW_ERRORS as error:
             raise _verdict(body, kind, max_pixels, error) from error
 
 
-def _load(
+def _opened(
     body: bytes,
     kind: Format,
     max_pixels: int,
     least_px: int | None,
     before_pixels: Callable[[int], None],
-) -> tuple[Image.Image, tuple[int, int]]:
-    """The image, and the size it has in the file."""
+) -> tuple[ImageFile, tuple[int, int]]:
+    """The image, of which nothing is decoded yet, and the size it has in the file."""
     if kind is formats.WEBP:
         _check_size(formats.webp_size(body) or (0, 0), max_pixels)
     image = kind.reader(BytesIO(body))
@@ -143,7 +148,6 @@ def _load(
     if "progressive" in image.info:
         needed += size[0] * size[1] * _COEFFICIENT_BYTES_PER_PIXEL
     before_pixels(needed)
-    image.load()
     return image, size
 
 
@@ -171,11 +175,15 @@ def _turn_upright(image: Image.Image) -> Image.Transpose | None:
     return _UPRIGHT.get(formats.exif_orientation(exif)) if isinstance(exif, bytes) else None
 
 
-def _rgb_pixels(image: Image.Image, room: npt.NDArray[np.uint8] | None) -> Pixels:
+def _room_for(image: Image.Image, room: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
     width, height = image.size
     size = width * height * CHANNELS
-    flat = np.empty(size, np.uint8) if room is None else room[:size]
-    pixels = flat.reshape(height, width, CHANNELS)
+    return np.empty(size, np.uint8) if room is None else room[:size]
+
+
+def _rgb_pixels(image: Image.Image, room: npt.NDArray[np.uint8] | None) -> Pixels:
+    width, height = image.size
+    pixels = _room_for(image, room).reshape(height, width, CHANNELS)
     # In bands, so that a big picture is in memory once as decoded and once as pixels, not also
     # in every mode and buffer between the two.
     rows = max(1, _BAND_PIXELS // width)
