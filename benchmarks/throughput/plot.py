@@ -58,4 +58,13 @@ def _draw_stages(axes: Axes, results: Results) -> None:
         axes.barh([""], [milliseconds], left=left, label=f"{stage} {milliseconds:.1f}")
         left += milliseconds
     axes.set_xlabel("core-milliseconds an image, each stage alone")
-    axes.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.6), frameon=False)
+    axes.set_yticks([])
+    axes.legend(
+        ncols=5,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1.6),
+        frameon=False,
+        fontsize="small",
+        handlelength=1,
+        columnspacing=1,
+    )
