@@ -1,4 +1,4 @@
-"""JPEG by way of simplejpeg, where that is installed: the same pixels in less time.
+"""JPEG by way of simplejpeg: the pixels that Pillow decodes, in less time.
 
 Both it and Pillow have libjpeg-turbo decode. Pillow then has four bytes a pixel, packs them into
 three, and hands them on in pieces; simplejpeg has the three written where they belong.
@@ -6,14 +6,10 @@ three, and hands them on in pieces; simplejpeg has the three written where they 
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL.ImageFile import ImageFile
 
 from visual_search.images import Pixels
-
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
 
 # Pillow has its own idea of CMYK.
 _MODES = ("RGB", "L")
@@ -28,10 +24,10 @@ def decode_jpeg(body: bytes, opened: ImageFile, room: npt.NDArray[np.uint8]) -> 
         room: Memory to decode into, of exactly the pixels' size.
 
     Returns:
-        `None` where it is for Pillow to decode or to refuse: without simplejpeg, for files that
-        are damaged in any way, and for those of other modes than RGB and grey.
+        `None` where it is for Pillow to decode or to refuse: files that are
+        damaged in any way, and those of other modes than RGB and grey.
     """
-    if simplejpeg is None or opened.mode not in _MODES:
+    if opened.mode not in _MODES:
         return None
     width, height = opened.size
     try:
