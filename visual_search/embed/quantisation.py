@@ -1,7 +1,9 @@
 """A model in fp32 to one in int8, which computes with a quarter of the bits, on processors only."""
 
+import io
 import logging
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -29,7 +31,6 @@ def quantise(spec: ModelSpec, weights: Path | None, pictures: Sequence[Tensor]) 
     # Only after openvino, whose import above keeps both from telling anybody.
     import nncf  # noqa: PLC0415
 
-    # Bars and news go to standard output, which is for results.
     nncf.set_log_level(logging.ERROR)
     network = PixelNetwork(spec, load_network(spec, weights), torch.device("cpu"), torch.float32)
     try:
@@ -39,8 +40,9 @@ def quantise(spec: ModelSpec, weights: Path | None, pictures: Sequence[Tensor]) 
             f"model {spec.name!r} cannot be computed in int8: {error}; use another --precision"
         ) from error
     dataset = nncf.Dataset([picture.unsqueeze(0).numpy() for picture in pictures])
-    return pack(
-        nncf.quantize(
+    # Its bars go to standard output, which is for results.
+    with redirect_stdout(io.StringIO()):
+        quantised = nncf.quantize(
             model,
             dataset,
             subset_size=len(pictures),
@@ -50,4 +52,4 @@ def quantise(spec: ModelSpec, weights: Path | None, pictures: Sequence[Tensor]) 
                 overflow_fix=nncf.OverflowFix.ENABLE
             ),
         )
-    )
+    return pack(quantised)
