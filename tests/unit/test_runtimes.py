@@ -17,7 +17,7 @@ from torch._dynamo import config as dynamo
 
 from tests.unit.test_embed import cosines, noise
 from visual_search import models
-from visual_search.embed import Embedder, device, runtime
+from visual_search.embed import Embedder, device, embedder, openvino, runtime
 from visual_search.embed.compiled import Compiled
 from visual_search.embed.openvino import OpenVino
 from visual_search.embed.quantisation import quantise
@@ -99,13 +99,13 @@ def build_choosy() -> nn.Module:
 def test_what_a_runtime_cannot_take_is_left_to_torch(options: dict[str, Any]) -> None:
     spec = spec_of(builder=f"{__name__}:build_choosy", dim=3)
     with capture_logs() as logs:
-        embedder = Embedder(spec, None, CPU, **options)
+        fast = Embedder(spec, None, CPU, **options)
     (entry,) = [entry for entry in logs if entry["event"] == "runtime_unsuitable"]
     assert entry["model"] == spec.model_id
     assert "cannot be exported" in entry["why"]
-    assert embedder.runtime.startswith("torch ")
+    assert fast.runtime.startswith("torch ")
     expected = Embedder(spec, None, CPU).embed(noise(3, 32))
-    np.testing.assert_array_equal(embedder.embed(noise(3, 32)), expected)
+    np.testing.assert_array_equal(fast.embed(noise(3, 32)), expected)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_a_runtime_that_gives_other_vectors_is_not_used(
     right = OpenVino.__call__
     monkeypatch.setattr(OpenVino, "__call__", lambda self, batch: wrong(right(self, batch)))
     with capture_logs() as logs:
-        embedder = Embedder(spec_of(), None, CPU, runtime="openvino")
+        fast = Embedder(spec_of(), None, CPU, runtime="openvino")
     assert "other vectors than torch" in next(
         entry["why"] for entry in logs if entry["event"] == "runtime_unsuitable"
     )
-    assert embedder.runtime.startswith("torch ")
+    assert fast.runtime.startswith("torch ")
 
 
 def test_a_runtime_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +180,39 @@ def test_nobody_is_told_of_its_use(tmp_path: Path) -> None:
     ).stdout
     assert "telemetry_stub" in printed
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Embedder(spec_of(), None, CPU, runtime="openvino", kept=tmp_path)
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr(embedder, "load_network", lambda *_: pytest.fail("torch's is not needed"))
+    second = Embedder(spec_of(), None, CPU, runtime="openvino", kept=tmp_path)
+    assert second.runtime == first.runtime
+    np.testing.assert_array_equal(first.embed(noise(3, 32)), second.embed(noise(3, 32)))
+    monkeypatch.undo()
+    # Another model, and another release of either, has a file of its own.
+    Embedder(spec_of(normalize=True), None, CPU, runtime="openvino", kept=tmp_path)
+    monkeypatch.setattr(openvino, "torch_release", lambda: "2.99")
+    Embedder(spec_of(), None, CPU, runtime="openvino", kept=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert file.name.startswith(f"{spec_of().model_id}-openvino{device.openvino_release()}-torch")
+
+
+def test_a_kept_network_that_is_damaged_is_converted_again(tmp_path: Path) -> None:
+    Embedder(spec_of(), None, CPU, runtime="openvino", kept=tmp_path)
+    (file,) = tmp_path.iterdir()
+    sound = file.read_bytes()
+    file.write_bytes(sound[: len(sound) // 2])
+    again = Embedder(spec_of(), None, CPU, runtime="openvino", kept=tmp_path)
+    assert again.runtime.startswith("openvino ")
+    assert file.stat().st_size == len(sound)
+
+
+def test_where_nothing_can_be_kept_a_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spec = spec_of()
+    fast = Embedder(spec, None, CPU, runtime="openvino", kept=tmp_path / "file" / "converted")
+    assert fast.runtime.startswith("openvino ")
 
 
 # --- torch's compiler ---

@@ -42,6 +42,11 @@ def does_bf16_fast(device: torch.device) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def torch_release() -> str:
+    """Such as `2.14.1`, without what it was built for."""
+    return torch.__version__.partition("+")[0]
+
+
 def openvino_release() -> str | None:
     """Such as `2026.4.1`; `None` where it is not installed. Nothing is imported to find out."""
     try:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from visual_search.embed.device import torch_release
 from visual_search.embed.network import PixelNetwork
 
 
@@ -25,5 +26,4 @@ class Eager:
 
 def torch_name(network: PixelNetwork, device: torch.device) -> str:
     """`torch 2.14.1 cpu fp32`."""
-    release = torch.__version__.partition("+")[0]
-    return f"torch {release} {device.type} {network.precision}"
+    return f"torch {torch_release()} {device.type} {network.precision}"

@@ -50,6 +50,7 @@ class Embedder:
         batch_size: int | None = None,
         runtime: RuntimeName = "torch",
         compiled: bool = False,
+        kept: Path | None = None,
     ) -> None:
         """Load the model; takes seconds, and minutes where it is compiled.
 
@@ -62,6 +63,7 @@ class Embedder:
             runtime: `auto` is OpenVINO where that is installed and `device` the CPU, else torch.
                 Torch computes what another runtime cannot.
             compiled: Let torch compile the network.
+            kept: A folder where converted networks are kept, so that the next time is quicker.
 
         Raises:
             ModelError: The network cannot be built, or its vectors are not as the spec says.
@@ -72,15 +74,15 @@ class Embedder:
         self.device = device
         self.batch_size = batch_size or _BATCH_SIZES[device.type]
         self._spec = spec
+        self._runtime: Runtime
         if device.type == "cpu":
             # In a container torch counts the cores of the whole machine.
             torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         # fp32 is a promise about the vectors; TF32 would break it silently.
         torch.backends.cudnn.allow_tf32 = False
-        if spec.precision == "int8":
-            # Never another runtime instead: its vectors would be another model's.
-            assert weights is not None  # noqa: S101 - an int8 model has an artefact
-            self._runtime: Runtime = _quantised(spec, weights)
+        stored = self._stored(weights, kept) if kind == "openvino" else None
+        if stored is not None:
+            self._runtime = stored
             self._try_out()
             return
         network = load_network(spec, weights)
@@ -92,7 +94,7 @@ class Embedder:
         if kind == "eager":
             return
         try:
-            self._runtime = self._faster(kind, pixels)
+            self._runtime = self._faster(kind, pixels, kept)
         except UnsuitableError as error:
             log.warning("runtime_unsuitable", model=spec.model_id, runtime=kind, why=str(error))
             self._runtime = Eager(PixelNetwork(spec, network, device, dtype), device)
@@ -168,24 +170,44 @@ class Embedder:
             batch_size=self.batch_size,
         )
 
-    def _faster(self, kind: Literal["compiled", "openvino"], network: PixelNetwork) -> Runtime:
+    def _stored(self, weights: Path | None, kept: Path | None) -> Runtime | None:
+        """OpenVINO with a network that lies ready: an int8 model's, or one of an earlier run."""
+        from visual_search.embed.openvino import OpenVino, find_converted, unpack  # noqa: PLC0415 - an extra
+
+        if self._spec.precision == "int8":
+            # Never another runtime instead: its vectors would be another model's.
+            assert weights is not None  # noqa: S101 - an int8 model has an artefact
+            model = unpack(read_artefact(weights, self._spec), weights)
+        else:
+            model = None if kept is None else find_converted(kept, self._spec)
+        return None if model is None else OpenVino(model, self._spec.precision)
+
+    def _faster(
+        self, kind: Literal["compiled", "openvino"], network: PixelNetwork, kept: Path | None
+    ) -> Runtime:
         """A runtime that gives the same vectors as torch does.
 
         Raises:
             UnsuitableError: It cannot take this network, or gives other vectors.
         """
-        runtime: Runtime
         if kind == "compiled":
-            runtime = Compiled(network, self._spec, self.device)
-        else:
-            from visual_search.embed.openvino import OpenVino, converted  # noqa: PLC0415 - an extra
+            compiled = Compiled(network, self._spec, self.device)
+            self._compare(compiled)
+            return compiled
+        from visual_search.embed.openvino import OpenVino, converted, keep_converted  # noqa: PLC0415 - an extra
 
-            runtime = OpenVino(converted(network, self._spec), self._spec.precision)
-        size_px = self._spec.preprocessing.size
+        model = converted(network, self._spec)
+        runtime = OpenVino(model, self._spec.precision)
+        self._compare(runtime)
+        if kept is not None:
+            keep_converted(kept, self._spec, model)
+        return runtime
+
+    def _compare(self, runtime: Runtime) -> None:
+        """Raise `UnsuitableError` unless it gives the vectors of the runtime in use."""
+        side = self._spec.preprocessing.size
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randint(
-            0, 256, (2, 3, size_px, size_px), dtype=torch.uint8, generator=generator
-        )
+        noise = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=generator)
         try:
             vectors = self._fitted(runtime, noise)
         except UsageError:
@@ -195,7 +217,6 @@ class Embedder:
             raise UnsuitableError(f"it fails: {first_line(error)}") from error
         if not _alike(vectors, self._fitted(self._runtime, noise), self._spec.precision):
             raise UnsuitableError("it gives other vectors than torch")
-        return runtime
 
     def _try_out(self) -> None:
         """Embed one black image, so that a network that does not fit its spec fails here."""
@@ -217,12 +238,6 @@ class Embedder:
                 f"model {name!r} gives vectors of {vectors.shape[1]} numbers, its table says "
                 f"dim = {self._spec.dim}"
             )
-
-
-def _quantised(spec: ModelSpec, artefact: Path) -> Runtime:
-    from visual_search.embed.openvino import OpenVino, unpack  # noqa: PLC0415 - an extra
-
-    return OpenVino(unpack(read_artefact(artefact, spec), artefact), spec.precision)
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

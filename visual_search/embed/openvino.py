@@ -7,13 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import structlog
 import torch
 from torch import Tensor
 
 from visual_search.cores import usable_cores
-from visual_search.embed.device import openvino_release
+from visual_search.embed.device import openvino_release, torch_release
 from visual_search.embed.network import PixelNetwork, UnsuitableError, exported, first_line
-from visual_search.errors import WeightsError
+from visual_search.errors import StorageError, WeightsError
+from visual_search.models.artefacts import write_artefact
 from visual_search.models.spec import ModelSpec
 
 # OpenVINO and NNCF tell their makers of every use, unless this package is missing. Who runs
@@ -21,6 +23,8 @@ from visual_search.models.spec import ModelSpec
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused
 
 import openvino as ov  # noqa: E402 - only after the line above
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _STRUCTURE: Final = "model.xml"
 _WEIGHTS: Final = "model.bin"
@@ -76,6 +80,31 @@ def converted(network: PixelNetwork, spec: ModelSpec) -> ov.Model:
         return ov.convert_model(program, share_weights=False)
     except Exception as error:
         raise UnsuitableError(f"OpenVINO cannot convert it: {first_line(error)}") from error
+
+
+def find_converted(kept: Path, spec: ModelSpec) -> ov.Model | None:
+    """What `keep_converted` kept, by these releases of OpenVINO and torch."""
+    path = _kept_path(kept, spec)
+    try:
+        return unpack(path.read_bytes(), path)
+    except FileNotFoundError:
+        return None
+    except (OSError, WeightsError) as error:
+        log.warning("converted_again", why=str(error))
+        return None
+
+
+def keep_converted(kept: Path, spec: ModelSpec, model: ov.Model) -> None:
+    """Keep a converted network for the next run, which then starts in a tenth of the time."""
+    try:
+        write_artefact(_kept_path(kept, spec), pack(model))
+    except StorageError as error:
+        log.warning("not_kept", model=spec.model_id, why=str(error))
+
+
+def _kept_path(kept: Path, spec: ModelSpec) -> Path:
+    releases = f"openvino{openvino_release()}-torch{torch_release()}"
+    return kept / f"{spec.model_id}-{releases}.zip"
 
 
 def pack(model: ov.Model) -> bytes:

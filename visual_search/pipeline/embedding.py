@@ -14,7 +14,7 @@ from visual_search.errors import EmbedError, FailureReason
 from visual_search.images import EmbeddedImage, FailedImage
 from visual_search.pipeline.model_run import ModelRun, Picture
 from visual_search.pipeline.recorder import Outcome
-from visual_search.settings import EmbedSettings
+from visual_search.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ class Embedding:
     A model whose network cannot be loaded, or breaks, keeps no other from its work.
     """
 
-    def __init__(self, settings: EmbedSettings, models: Sequence[ModelRun]) -> None:
+    def __init__(self, settings: Settings, models: Sequence[ModelRun]) -> None:
         """Load the networks; takes seconds."""
         self._models = models
         self._embedders: dict[ModelRun, Embedder] = {}
@@ -59,15 +59,16 @@ class Embedding:
                 batch, batches[run] = batches[run], []
                 self._embed_or_give_back(run, batch)
 
-    def _load(self, run: ModelRun, settings: EmbedSettings) -> None:
+    def _load(self, run: ModelRun, settings: Settings) -> None:
         try:
             embedder = Embedder(
                 run.model.spec,
                 run.weights,
-                choose_device(settings.device),
-                batch_size=settings.batch_size,
-                runtime=settings.runtime,
-                compiled=settings.compile,
+                choose_device(settings.embed.device),
+                batch_size=settings.embed.batch_size,
+                runtime=settings.embed.runtime,
+                compiled=settings.embed.compile,
+                kept=settings.home / "converted",
             )
         except BaseException as error:  # noqa: BLE001 - the model's, whose caller raises it
             run.fail(error)

@@ -228,7 +228,7 @@ class Run:
         # Downloads begin meanwhile.
         from visual_search.pipeline.embedding import Embedding  # noqa: PLC0415 - imports torch
 
-        embedding = Embedding(self._settings.embed, self.models)
+        embedding = Embedding(self._settings, self.models)
         self._loaded.set()
         embedding.run(self._pictures)
 
