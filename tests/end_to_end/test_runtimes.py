@@ -1,6 +1,8 @@
 """Runtimes in whole runs: what shards say of them, and the int8 models that a catalogue makes."""
 
+import json
 import threading
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,31 @@ def test_an_int8_model_lives_beside_the_one_it_was_made_of(place: Workplace) -> 
     (again,) = place.extract(**INT8)
     assert (again.run_id, again.model_id) == (None, int8.model_id)
     assert place.server.hits == hits
+
+
+def test_commands_know_int8_models(place: Workplace) -> None:
+    place.publish(64)
+    refused = place.vsearch("models", "activate", "tiny", "--precision", "int8")
+    assert refused.code == ExitCode.USAGE
+    assert "tiny has not been quantised in this catalogue" in refused.err
+    assert listed_as_int8(place) == [None]
+    (result,) = place.extract(**INT8)
+    assert listed_as_int8(place) == [result.model_id]
+    shown = place.vsearch("models", "show", "tiny", "--precision", "int8").out
+    assert f'# model_id = "{result.model_id}"' in shown
+    assert set(tomllib.loads(shown)["models"]["tiny"]).isdisjoint({"precision", "model_id"})
+    activated = place.vsearch("models", "activate", "tiny", "--precision", "int8")
+    assert (activated.out, activated.err) == (f"tiny stands for {result.model_id} already\n", "")
+
+
+def listed_as_int8(place: Workplace) -> list[str | None]:
+    """The ids of `tiny`."""
+    printed = place.vsearch("models", "list", "--precision", "int8", "--json").out
+    return [
+        model["model_id"]
+        for model in json.loads(printed)["models"]
+        if (model["name"], model["precision"]) == ("tiny", "int8")
+    ]
 
 
 def test_two_workers_at_once_quantise_once(

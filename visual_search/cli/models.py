@@ -330,9 +330,11 @@ def _as_toml(model: "ListedModel", spec: "ModelSpec") -> str:
         f"# {model.state}; weights: {weights}",
         f"[models.{name if '.' not in name else json.dumps(name)}]",
     ]
+    # What a catalogue has made of a table cannot stand in one.
+    made = {"precision", "artefact_sha256", "model_id"} if spec.precision == "int8" else set()
     # TOML writes strings, numbers, booleans and lists of them as JSON does.
     lines += [
-        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        f"{'# ' if key in made else ''}{key} = {json.dumps(value, ensure_ascii=False)}"
         for key, value in parts.items()
         if value is not None
     ]

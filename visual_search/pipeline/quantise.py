@@ -125,7 +125,7 @@ def _spread_urls(connection: Connection) -> list[str]:
                 CROSS JOIN generate_series(0, :places - 1) AS place
                 CROSS JOIN LATERAL (
                     SELECT image_id, url FROM images
-                    WHERE image_id >= first + (last - first) * place / :places
+                    WHERE image_id >= first + (last - first) * place / (:places - 1)
                     ORDER BY image_id LIMIT 1
                 ) AS nearest
                 ORDER BY nearest.image_id
