@@ -72,19 +72,22 @@ def retrieval(vectors: Matrix, labels: list[str]) -> tuple[float, float]:
     return float(hits[:, 0].mean()), float(hits.mean())
 
 
-def run(place: Workplace, photos: Photos, precision: str) -> Matrix:
+def run(place: Workplace, photos: Photos, precision: str, runtime: str = "torch") -> Matrix:
     photos.publish(place)
-    model: dict[str, Any] = {"embed": {"device": "cpu", "precision": precision}}
+    model: dict[str, Any] = {"embed": {"device": "cpu", "precision": precision, "runtime": runtime}}
     (result,) = place.extract(MODEL, download={"deadline_s": 30, "tries": 3}, **model)
     assert result.error is None
     assert (result.figures.done, result.figures.failed) == (len(photos.paths), 0)
     return photos.embedded(place)
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_vectors_equal_the_reference(place: Workplace, shared_data: Path, precision: str) -> None:
+def test_vectors_equal_the_reference(
+    place: Workplace, shared_data: Path, precision: str, runtime: str
+) -> None:
     photos = Photos(shared_data / "clothing", per_category=4)
-    vectors = run(place, photos, precision)
+    vectors = run(place, photos, precision, runtime)
     found = cosines(vectors, photos.reference())
     least, _, middle = TOLERANCE[precision]
     assert found.min() >= least

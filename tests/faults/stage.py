@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -55,6 +56,7 @@ class Stage(Workplace):
         super().__init__(home, database, url, server)
         self.nursery = nursery
         self.bodies: dict[str, bytes] = {}
+        self._allowed = math.inf
 
     def publish_slowly(self, count: int, *, delay_s: float, start: int = 0) -> list[str]:
         """Put pictures on the server, which takes its time, and into the catalogue."""
@@ -68,7 +70,10 @@ class Stage(Workplace):
         path = f"/{number}.jpg"
 
         async def answer(_request: web.BaseRequest) -> web.StreamResponse:
+            number = self.server.hits.total()
             await asyncio.sleep(delay_s)
+            while number > self._allowed:  # noqa: ASYNC110 - the test's thread decides
+                await asyncio.sleep(0.01)
             return web.Response(body=sent, content_type="image/jpeg")
 
         self.server.route(path, answer)
@@ -128,9 +133,22 @@ class Stage(Workplace):
         ((claimed,),) = self.rows("SELECT count(*) FROM extractions WHERE status = 'claimed'")
         return int(claimed)
 
+    def hold_back(self) -> None:
+        """Before workers start: answer no download but those that the test lets through.
+
+        However slow this machine is at the moment, the work is then not over before its time.
+        """
+        self._allowed = 0
+        self.variables["VSEARCH_DOWNLOAD__DEADLINE_S"] = "300"
+
+    def let_through(self, count: float = math.inf) -> None:
+        """Let the server answer so many downloads more than it was asked for until now."""
+        self._allowed = max(self._allowed, self.server.hits.total() + count)
+
     def wait_for_downloads(self, count: int) -> None:
         """Until so many more were asked for: a moment that progress decides, not a clock."""
         moment = self.server.hits.total() + count
+        self.let_through(count)
         wait_until(lambda: self.server.hits.total() >= moment, f"{count} more downloads")
 
     def freeze_one(self, workers: Sequence[Worker], *, within: int) -> Worker:

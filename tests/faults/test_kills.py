@@ -23,6 +23,7 @@ def test_workers_killed_at_random_moments_lose_nothing(
     stage: Stage, tmp_path: Path, images: int, kills: int
 ) -> None:
     stage.publish_slowly(images, delay_s=0.05)
+    stage.hold_back()
     counter = tmp_path / "embedded"
     workers = [_start(stage, counter) for _ in range(WORKERS)]
     with watch_status(stage.database_url) as watch:
@@ -31,6 +32,7 @@ def test_workers_killed_at_random_moments_lose_nothing(
             victim.kill()
             workers.remove(victim)
             workers.append(_start(stage, counter))
+        stage.let_through()
         ends = [worker.wait() for worker in workers]
     assert [end.code for end in ends] == [0] * WORKERS, ends
     assert_numbers_add_up(watch, images=images)
@@ -49,6 +51,7 @@ def test_workers_of_several_models_killed_at_random_moments_lose_nothing(
 ) -> None:
     stage.models["small"] = TINY | {"size": 16}
     stage.publish_slowly(images, delay_s=0.05)
+    stage.hold_back()
 
     def start() -> Worker:
         return stage.work(
@@ -61,6 +64,7 @@ def test_workers_of_several_models_killed_at_random_moments_lose_nothing(
         victim.kill()
         workers.remove(victim)
         workers.append(start())
+    stage.let_through()
     ends = [worker.wait() for worker in workers]
     assert [end.code for end in ends] == [0] * WORKERS, ends
     stage.assert_whole(model="tiny")
