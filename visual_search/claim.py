@@ -178,12 +178,12 @@ def _claim_behind(
     suspicion: Suspicion,
 ) -> list[ClaimedImage]:
     least, most, _ = suspicion.value
-    # The update names no status (its rows are locked and pending), or the planner would walk the
-    # index of pending rows once for each row.
+    # The update goes straight to the rows that are locked: by their keys it would go through the
+    # index once for each, which is half of what a claim reads.
     claimed = connection.execute(
         text("""
             WITH due AS MATERIALIZED (
-                SELECT image_id FROM extractions
+                SELECT ctid AS at FROM extractions
                 WHERE model_key = :model_key AND status = 'pending'
                   AND next_attempt_at <= statement_timestamp()
                   AND (next_attempt_at, image_id)
@@ -192,14 +192,11 @@ def _claim_behind(
                 ORDER BY next_attempt_at, image_id
                 LIMIT :rows
                 FOR UPDATE SKIP LOCKED
-            ), claimed AS (
-                UPDATE extractions e SET status = 'claimed', lease_token = :token
-                FROM due
-                WHERE e.model_key = :model_key AND e.image_id = due.image_id
-                RETURNING e.image_id, e.attempts, e.crashes, e.next_attempt_at
             )
-            SELECT image_id, image_key, url, attempts, crashes, next_attempt_at
-            FROM claimed JOIN images USING (image_id)
+            UPDATE extractions e SET status = 'claimed', lease_token = :token
+            FROM due
+            WHERE e.model_key = :model_key AND e.ctid = due.at
+            RETURNING e.next_attempt_at, e.image_id, e.attempts, e.crashes
         """),
         {
             "model_key": model_key,
@@ -211,19 +208,31 @@ def _claim_behind(
             "most": most,
         },
     ).all()
-    if claimed:
-        place.due_at, place.image_id = max((row[5], row[0]) for row in claimed)
+    if not claimed:
+        return []
+    place.due_at, place.image_id = max((row[0], row[1]) for row in claimed)
+    # As an array that the planner does not see the server goes through the index once, not once
+    # for each image.
+    found = connection.execute(
+        text("""
+            SELECT image_id, image_key, url FROM images
+            WHERE image_id = ANY(ARRAY(SELECT unnest(CAST(:image_ids AS bigint[]))))
+        """),
+        {"image_ids": [row[1] for row in claimed]},
+    )
     # By position: by name it takes the loop twice as long.
+    images = {image_id: (image_key, url) for image_id, image_key, url in found.all()}
     return [
         ClaimedImage(
             image_id=ImageId(image_id),
-            image_key=image_key,
-            url=url,
+            image_key=images[image_id][0],
+            url=images[image_id][1],
             lease_token=token,
             attempts=attempts,
             crashes=crashes,
         )
-        for image_id, image_key, url, attempts, crashes, _ in claimed
+        for _, image_id, attempts, crashes in claimed
+        if image_id in images
     ]
 
 

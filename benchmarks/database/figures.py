@@ -18,9 +18,10 @@ class Figure:
     """One line of the table.
 
     Attributes:
-        reached: In `unit`, as are `wanted` and `calibrated`.
+        reached: In `unit`, as `wanted` is.
         at_least: Whether more is better.
         calibration: What was measured in turn with it, to tell a slow machine from a slow product.
+        calibrated_in: Its unit, where that is another.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Figure:
     at_least: bool = False
     calibration: str
     calibrated: float
+    calibrated_in: str | None = None
 
     @property
     def kept(self) -> bool:
@@ -46,7 +48,7 @@ def as_table(figures: Sequence[Figure]) -> str:
             f"{_number(figure.reached)} {figure.unit}",
             f"{'≥' if figure.at_least else '≤'} {_number(figure.wanted)}",
             "kept" if figure.kept else "MISSED",
-            f"{_number(figure.calibrated)} {figure.unit}",
+            f"{_number(figure.calibrated)} {figure.calibrated_in or figure.unit}",
             figure.calibration,
         )
         for figure in figures
