@@ -55,6 +55,16 @@ def test_the_numbers_add_up(database: Database) -> None:
     assert (found.workers, found.images_per_second, found.eta_seconds) == (0, None, None)
 
 
+def test_no_image_is_looked_at(database: Database) -> None:
+    model_key = prepared(database)
+    with database.transaction() as connection:
+        connection.execute(text("ALTER TABLE images RENAME TO elsewhere"))
+    (found,) = status.model_statuses(database)
+    assert (found.total, found.pending) == (12, 6)
+    with database.transaction() as connection:
+        assert status.count_claimable(connection, model_key) == 6 - 2
+
+
 def test_a_living_run_gives_rate_and_eta(database: Database) -> None:
     model_key = prepared(database)
     run_id = RunId(uuid4())

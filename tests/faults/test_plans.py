@@ -140,10 +140,8 @@ def _steps(catalogue: Catalogue) -> dict[str, tuple[int, Step]]:
     steps: dict[str, tuple[int, Step]] = {
         "seed": (1, lambda c: claim.seed_images(c, model_key)),
         "claim": (CLAIM_ROWS, lambda c: _take(c, model_key, token, CLAIM_ROWS)),
-        "release paused": (
-            CLAIM_ROWS,
-            lambda c: claim.release_paused(c, token=token, images=claimed[:CLAIM_ROWS]),
-        ),
+        "claim along": (CLAIM_ROWS, lambda c: _take_along(c, model_key, token)),
+        "release paused": (SHARD_ROWS, lambda c: _release(c, token, claimed[:CLAIM_ROWS])),
         "renew": (0, lambda c: claim.renew_leases(c, run_id=RUN, tokens=[token], lease_s=60)),
         "rescue": (SHARD_ROWS, lambda c: _rescue(c, model_key, token)),
         "close": (SHARD_ROWS, lambda c: claim.close_lease(c, token)),
@@ -181,6 +179,23 @@ def _take(
     return claim.claim_images(
         connection, token=token, model_key=model_key, rows=rows, suspicion=suspicion
     )
+
+
+def _take_along(connection: Connection, model_key: ModelKey, token: LeaseToken) -> None:
+    """What another claim has taken and given back."""
+    other = LeaseToken(uuid4())
+    claim.open_lease(connection, token=other, model_key=model_key, run_id=RUN, lease_s=60)
+    images = _take(connection, model_key, other, CLAIM_ROWS)
+    claim.close_lease(connection, other)
+    along = claim.claim_along(
+        connection, token=token, model_key=model_key, images=images, suspicion=Suspicion.NONE
+    )
+    assert len(along) == CLAIM_ROWS
+
+
+def _release(connection: Connection, token: LeaseToken, images: list[ClaimedImage]) -> None:
+    hosts.share_pauses(connection, {"h.test": 60})
+    assert not claim.release_paused(connection, token=token, images=images)
 
 
 def _rescue(connection: Connection, model_key: ModelKey, token: LeaseToken) -> None:
