@@ -17,6 +17,8 @@ from visual_search.errors import FailureReason, FencedError
 from visual_search.images import ClaimedImage, ImageId, LeaseToken, ModelKey, RunId
 
 SEED_ROWS: Final = 100_000
+# Of a new model, whose first download waits for it.
+_FIRST_SEED_ROWS: Final = 10_000
 DEATHS_TO_FAIL: Final = 4
 _SOON_S: Final = 5.0
 
@@ -87,18 +89,21 @@ def seed_images(connection: Connection, model_key: ModelKey) -> int:
     """Make the next images of the catalogue pending for a model.
 
     Returns:
-        How many, at most `SEED_ROWS`; 0 when the model knows the whole catalogue.
+        How many, at most `SEED_ROWS`, the first time fewer; 0 when the model knows the whole
+        catalogue.
     """
     if not is_behind(connection, model_key):
         return 0
     # Importers hold this lock shared: while it is held exclusively, no transaction is open that
     # could still make an id below the new watermark visible.
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SEEDING_LOCK})
+    seeded_to = connection.execute(
+        text("SELECT seeded_to FROM models WHERE model_key = :model_key"), {"model_key": model_key}
+    ).scalar_one()
     seeded = connection.execute(
         text("""
             WITH next AS MATERIALIZED (
-                SELECT image_id FROM images
-                WHERE image_id > (SELECT seeded_to FROM models WHERE model_key = :model_key)
+                SELECT image_id FROM images WHERE image_id > :seeded_to
                 ORDER BY image_id
                 LIMIT :rows
             ), seeded AS (
@@ -110,7 +115,11 @@ def seed_images(connection: Connection, model_key: ModelKey) -> int:
             WHERE model_key = :model_key AND last.rows > 0
             RETURNING last.rows
         """),
-        {"model_key": model_key, "rows": SEED_ROWS},
+        {
+            "model_key": model_key,
+            "seeded_to": seeded_to,
+            "rows": SEED_ROWS if seeded_to else _FIRST_SEED_ROWS,
+        },
     ).scalar()
     return int(seeded or 0)
 

@@ -63,6 +63,14 @@ def test_seeding_makes_each_image_pending_once(database: Database) -> None:
     assert statuses(database, model_key) == {"pending": 8}
 
 
+def test_the_first_chunk_of_a_new_model_is_small(database: Database) -> None:
+    model_key = make_model(database)
+    add_images(database, 25_000)
+    with database.transaction() as connection:
+        assert claim.seed_images(connection, model_key) == 10_000
+        assert claim.seed_images(connection, model_key) == 15_000
+
+
 def test_seeding_waits_for_an_import_that_holds_lower_ids(
     database: Database, database_url: str
 ) -> None:
