@@ -227,6 +227,7 @@ OTHER: dict[str, Any] = {
     "decode": "draft",
     "normalize": True,
     "precision": "bf16",
+    "artefact_sha256": "c" * 64,
     "stored": "float16",
     "resize": "shortest_edge+center_crop",
     "size": 33,
