@@ -340,6 +340,27 @@ MUTANTS = (
             f"{_TEST_HOPELESS}::test_hosts_that_refuse_everything_stop_the_run_and_condemn_no_image",
         ),
     ),
+    Mutant(
+        name="whoever comes quantises",
+        path="visual_search/pipeline/quantise.py",
+        old="if registry.try_quantisation_lock(connection, recipe.name):",
+        new="if True:",
+        tests=("tests/end_to_end/test_runtimes.py::test_two_workers_at_once_quantise_once",),
+    ),
+    Mutant(
+        name="a damaged artefact is computed with",
+        path="visual_search/models/artefacts.py",
+        old="if digest != spec.artefact_sha256:",
+        new="if not digest:",
+        tests=("tests/unit/test_runtimes.py::test_a_damaged_artefact_is_named",),
+    ),
+    Mutant(
+        name="a converted network is believed",
+        path="visual_search/embed/embedder.py",
+        old="if not _alike(vectors,",
+        new="if vectors is None and not _alike(vectors,",
+        tests=("tests/unit/test_runtimes.py::test_a_runtime_that_gives_other_vectors_is_not_used",),
+    ),
 )
 
 

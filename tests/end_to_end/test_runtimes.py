@@ -1,7 +1,9 @@
 """Runtimes in whole runs: what shards say of them, and the int8 models that a catalogue makes."""
 
+import asyncio
 import json
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import web
 
 from tests.end_to_end.workplace import Workplace
 from tests.server import ImageServer
 from tests.unit.test_embed import cosines
 from visual_search import pipeline
+from visual_search.database import connection
 from visual_search.database.connection import Database
 from visual_search.embed import openvino_release, quantisation, runtime
 from visual_search.errors import ExitCode
@@ -21,6 +25,8 @@ from visual_search.models import registry
 from visual_search.shard import local_path, read_vectors
 
 INT8: dict[str, Any] = {"embed": {"device": "cpu", "runtime": "auto", "precision": "int8"}}
+
+AUTO = {"VSEARCH_EMBED__RUNTIME": "auto"}
 
 
 @pytest.fixture
@@ -148,6 +154,44 @@ def test_two_workers_at_once_quantise_once(
     assert len({result.model_id for result in results}) == 1
     assert sum(result.figures.done for result in results) == 80
     assert len(artefacts(place)) == 1
+
+
+def test_the_lock_outlives_the_servers_patience_with_idle_transactions(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_MAX_IDLE_S", 1)
+    monkeypatch.setattr(pipeline.quantise, "_SIGN_OF_LIFE_S", 0.2)
+
+    def slow() -> bytes:
+        time.sleep(3)
+        return b"done"
+
+    with place.database.transaction() as locked:
+        assert registry.try_quantisation_lock(locked, "tiny")
+        assert pipeline.quantise._beside(locked, slow) == b"done"
+        with place.database.transaction() as other:
+            assert not registry.try_quantisation_lock(other, "tiny")
+
+
+def test_a_signal_ends_quantising_at_once(place: Workplace) -> None:
+    """Nothing is lost by it, and nothing is left of it."""
+
+    async def never(_request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    place.publish(64)
+    for number in range(64):
+        place.server.route(f"/{number}.jpg", never)
+    with place.start("extract", "--model", "tiny", "--precision", "int8", **AUTO) as process:
+        deadline = time.monotonic() + 60
+        while not place.server.hits and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        process.communicate(timeout=15)
+    assert process.returncode == ExitCode.TERMINATED
+    assert place.rows("SELECT count(*) FROM models") == [(0,)]
+    assert not list(place.home.glob("vectors/artefacts/*"))
 
 
 def test_a_damaged_artefact_stops_a_run_before_it_records_anything(place: Workplace) -> None:
