@@ -11,13 +11,16 @@ from benchmarks.throughput.job import Stamp, Vectors
 
 
 def steady_rate(stamps: Sequence[Stamp]) -> float:
-    """Images a second from the end of the first batch to the end of the last.
+    """Images a second from the end of the first batch, of each process that computes, to the last.
 
     So neither start-up nor loading the model count, nor what follows the last batch. What was
     downloaded and decoded before the first batch was done counts for nothing, too.
     """
-    first, *others = stamps
-    return sum(stamp.images for stamp in others) / (stamps[-1].seconds - first.seconds)
+    # Read backwards, what stays for each process is its first.
+    firsts = {stamp.process: stamp.seconds for stamp in sorted(stamps, reverse=True)}
+    begun = max(firsts.values())
+    later = [stamp for stamp in stamps if stamp.seconds > begun]
+    return sum(stamp.images for stamp in later) / (max(later).seconds - begun)
 
 
 def limit(cores: int, core_seconds_per_stage: Mapping[str, float]) -> float:

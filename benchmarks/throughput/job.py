@@ -6,6 +6,7 @@ network has computed a line in `stamps`.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,10 +23,11 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Stamp(NamedTuple):
-    """A batch is done: when, by the clock that all processes of a machine share."""
+    """A batch is done: when, by the clock that all processes of a machine share, and by whom."""
 
     seconds: float
     images: int
+    process: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +72,13 @@ class Job:
     def stamp(self, images: int) -> None:
         """A batch is done. Several processes may say so at once."""
         with self.stamps.open("a") as file:
-            file.write(f"{time.monotonic()} {images}\n")
+            file.write(f"{time.monotonic()} {images} {os.getpid()}\n")
 
     def read_stamps(self) -> list[Stamp]:
         lines = (line.split() for line in self.stamps.read_text().splitlines())
-        return sorted(Stamp(float(seconds), int(images)) for seconds, images in lines)
+        return sorted(
+            Stamp(float(seconds), int(images), int(process)) for seconds, images, process in lines
+        )
 
     def write_notes(self, **notes: Any) -> None:
         """What else there is to say."""

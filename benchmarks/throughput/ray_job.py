@@ -1,11 +1,12 @@
 """Ray Data, as its guides to transforming data and to batch inference have it.
 
-A function downloads and decodes, a class in a pool of actors holds the network. (Ray Data's own
-download expression keeps an actor of its own, and on two cores the other takes the last core: the
-job never starts.)
+A function downloads and decodes, a class in a pool of actors holds the network: an actor for each
+core, in which Ray Data runs the function, too. (Its own download expression keeps an actor to
+itself: on two cores, the network's takes the last one, and the job never starts.)
 """
 
 import logging
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.throughput.network import (
     channels_first,
     spec_and_weights,
 )
+from visual_search.embed import usable_cores
 
 _BATCH = 32
 
@@ -51,9 +53,9 @@ def main() -> None:
     DataContext.get_current().enable_progress_bars = False
     ray.data.from_items([{"image_url": url} for url in job.urls]).map(load).map_batches(
         _Vectorizer,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(replace(job, urls=()),),
         batch_size=_BATCH,
-        compute=ActorPoolStrategy(size=1),
+        compute=ActorPoolStrategy(size=usable_cores()),
     ).write_parquet(str(job.vectors))
 
 

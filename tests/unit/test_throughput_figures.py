@@ -8,8 +8,15 @@ from benchmarks.throughput.job import Stamp
 
 
 def test_the_steady_rate_leaves_out_the_first_batch_and_all_before() -> None:
-    stamps = [Stamp(100.0, 32), Stamp(101.0, 32), Stamp(104.0, 16)]
+    stamps = [Stamp(100.0, 32, 1), Stamp(101.0, 32, 1), Stamp(104.0, 16, 1)]
     assert steady_rate(stamps) == 48 / 4
+
+
+def test_the_steady_rate_begins_when_all_processes_are_at_work() -> None:
+    """Else the second process's first batch would count, and none of the time it took."""
+    stamps = [Stamp(float(n), 32, 1) for n in range(8)]
+    stamps += [Stamp(n + 0.5, 32, 2) for n in range(2, 7)]
+    assert steady_rate(stamps) == 9 * 32 / 4.5
 
 
 def test_the_limit_shares_all_cores_out_to_the_stages() -> None:
