@@ -23,7 +23,7 @@ from benchmarks.throughput.network import (
     channels_first,
     spec_and_weights,
 )
-from visual_search.embed import usable_cores
+from visual_search.cores import usable_cores
 
 _BATCH = 32
 
