@@ -3,13 +3,14 @@
 import random
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NewType
+from typing import TYPE_CHECKING, NewType, TypeAlias
 from uuid import UUID
 
-import numpy as np
-import numpy.typing as npt
-
 from visual_search.errors import FailureReason
+
+if TYPE_CHECKING:  # nearly every command imports this, and few need numpy's 0.1 s
+    import numpy as np
+    import numpy.typing as npt
 
 ImageId = NewType("ImageId", int)
 ModelKey = NewType("ModelKey", int)
@@ -17,10 +18,10 @@ LeaseToken = NewType("LeaseToken", UUID)
 ShardId = NewType("ShardId", UUID)
 RunId = NewType("RunId", UUID)
 
-Pixels = npt.NDArray[np.uint8]
+Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 """`(H, W, 3)` uint8 RGB, row by row, in main memory."""
 
-Vector = npt.NDArray[np.float32]
+Vector: TypeAlias = "npt.NDArray[np.float32]"
 """`(D,)` float32."""
 
 
