@@ -1,5 +1,6 @@
 """What an image costs the database in catalogues of all sizes, by the same work in each."""
 
+import random
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from visual_search.database import migrate
 from visual_search.database.connection import Database, quoted
 
 _SIZES: Final = (10_000, 100_000, 1_000_000)
+_SMALL: Final = 100_000
 _ROUNDS: Final = 5
 _MODEL: Final = MODELS[0]
 # As the pipeline claims.
@@ -47,12 +49,46 @@ def grow(place: Place) -> list[Point]:
     """The same work, in turn in catalogues of all sizes; medians of the rounds."""
     points: dict[int, list[Point]] = {}
     with _catalogues(place) as catalogues:
+        workers = [_worker(catalogue) for catalogue in catalogues]
         for number in range(_ROUNDS + 1):
-            for catalogue in catalogues:
-                point = _measure(catalogue)
+            for catalogue, worker in zip(catalogues, workers, strict=True):
+                if catalogue.images <= _SMALL:
+                    _tidy(catalogue, worker)
+                point = _measure(catalogue, worker)
                 if number:  # the first one finds nothing in memory
                     points.setdefault(point.images, []).append(point)
+        for worker in workers:
+            worker.undo()
     return [_median(found) for found in points.values()]
+
+
+def _worker(place: Place) -> Worker:
+    """In a large catalogue it begins somewhere, where no earlier measurement has moved rows."""
+    worker = Worker(database=place.database, model_key=place.keys[_MODEL.name])
+    if place.images > _SMALL:
+        with place.database.transaction() as connection:
+            worker.place.due_at, worker.place.image_id = connection.execute(
+                text("""
+                    SELECT next_attempt_at, image_id FROM extractions
+                    WHERE model_key = :model_key AND image_id = :image_id
+                """),
+                {
+                    "model_key": worker.model_key,
+                    "image_id": random.randrange(place.images // 10, place.images // 2),
+                },
+            ).one()
+    return worker
+
+
+def _tidy(place: Place, worker: Worker) -> None:
+    """Lay the rows as seeding laid them: elsewhere they are taken in that order, too."""
+    worker.undo()
+    table = f"extractions_{worker.model_key}"
+    engine = create_engine(place.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CLUSTER vsearch.{quoted(table)} USING {quoted(table + '_pkey')}"))
+    engine.dispose()
+    tables.sweep(place.url, table)
 
 
 def figures(points: Sequence[Point]) -> Iterator[Figure]:
@@ -108,10 +144,7 @@ def plot(points: Sequence[Point], file: Path) -> None:
     drawing.savefig(file, dpi=150)
 
 
-def _measure(place: Place) -> Point:
-    model_key = place.keys[_MODEL.name]
-    tables.sweep(place.url, f"extractions_{model_key}")
-    worker = Worker(database=place.database, model_key=model_key)
+def _measure(place: Place, worker: Worker) -> Point:
     seconds = 0.0
 
     def shard() -> None:
@@ -121,7 +154,6 @@ def _measure(place: Place) -> Point:
         seconds += worker.record()
 
     spent = cost(place.database, shard)
-    worker.undo()
     return Point(
         images=place.images,
         seconds=seconds / SHARD_IMAGES,

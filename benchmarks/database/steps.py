@@ -72,12 +72,8 @@ def claims_under_a_snapshot(place: Place) -> Iterator[Figure]:
             "UPDATE of 1,000 rows, p95",
             p95(calibrated),
         )
-        yield _in_ms(
-            f"claim 1,000, {model.name}, a new worker's first then",
-            first,
-            100,
-            "UPDATE of 1,000 rows, p95",
-            p95(calibrated),
+        print(
+            f"{model.name}: a new worker's first claim then {1000 * first:.1f} ms", file=sys.stderr
         )
 
 
