@@ -58,12 +58,12 @@ CONTENDERS = {
     VSEARCH: Contender(module="vsearch_job", recipe="same"),
     "Daft, same network": Contender(module="daft_job", recipe="same"),
     "Ray Data, same network": Contender(module="ray_job", recipe="same"),
-    "Daft, plain network": Contender(module="daft_job", recipe="documented", share=0.5),
-    "Ray Data, plain network": Contender(module="ray_job", recipe="documented", share=0.5),
-    REFERENCE: Contender(module="reference_loop", recipe="documented", share=1 / 6),
+    "Daft, plain network": Contender(module="daft_job", recipe="documented", share=1 / 3),
+    "Ray Data, plain network": Contender(module="ray_job", recipe="documented", share=1 / 3),
+    REFERENCE: Contender(module="reference_loop", recipe="documented", share=1 / 8),
 }
-INFERENCE = Contender(module="inference_alone", recipe="same", share=1 / 4)
-STAGES = Contender(module="stages", recipe="same", share=1 / 2)
+INFERENCE = Contender(module="inference_alone", recipe="same", share=1 / 6)
+STAGES = Contender(module="stages", recipe="same", share=1 / 3)
 
 
 def main() -> None:
