@@ -15,7 +15,6 @@ from sqlalchemy import Connection, text
 
 from visual_search import record
 from visual_search.database.connection import Database
-from visual_search.decode import DecoderProcess, Picture
 from visual_search.errors import HostPausedError, ImageError, ModelError
 from visual_search.images import Download
 from visual_search.models import registry, weights
@@ -139,8 +138,10 @@ def _spread_urls(connection: Connection) -> list[str]:
 
 async def _pictures(settings: Settings, recipe: ModelSpec, urls: Sequence[str]) -> "list[Tensor]":
     """Up to 256 pictures in the model's size; images that cannot be had are passed over."""
-    from visual_search.download import Downloader  # noqa: PLC0415 - brings an HTTP client
-    from visual_search.embed import prepare  # noqa: PLC0415 - imports torch
+    # What a run that finds nothing to do must not wait for.
+    from visual_search.decode import DecoderProcess, Picture  # noqa: PLC0415
+    from visual_search.download import Downloader  # noqa: PLC0415
+    from visual_search.embed import prepare  # noqa: PLC0415
 
     def to_tensor(picture: Picture) -> "Tensor":
         return prepare(picture.pixels, recipe.preprocessing)
