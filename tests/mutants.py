@@ -81,11 +81,8 @@ MUTANTS = (
     Mutant(
         name="a claim takes what is not due",
         path=_CLAIM,
-        old="""
-                  AND next_attempt_at <= clock_timestamp()
-                  AND crashes BETWEEN""",
-        new="""
-                  AND crashes BETWEEN""",
+        old="                  AND next_attempt_at <= statement_timestamp()\n",
+        new="",
         tests=(
             f"{_TEST_CLAIM}::test_an_image_is_not_claimed_before_it_is_due",
             _TEST_STATE_MACHINE,
