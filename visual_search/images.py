@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, NewType, TypeAlias
+from typing import TYPE_CHECKING, Annotated, NewType
 from uuid import UUID
 
 from visual_search.errors import FailureReason
@@ -18,10 +18,10 @@ LeaseToken = NewType("LeaseToken", UUID)
 ShardId = NewType("ShardId", UUID)
 RunId = NewType("RunId", UUID)
 
-Pixels: TypeAlias = "npt.NDArray[np.uint8]"
+Pixels = Annotated["npt.NDArray[np.uint8]", "(H, W, 3)"]
 """`(H, W, 3)` uint8 RGB, row by row, in main memory."""
 
-Vector: TypeAlias = "npt.NDArray[np.float32]"
+Vector = Annotated["npt.NDArray[np.float32]", "(D,)"]
 """`(D,)` float32."""
 
 
