@@ -86,6 +86,24 @@ def test_models_are_listed_without_database_home_or_torch(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_new_model_whose_table_says_its_precision_waits_for_no_torch(place: Workplace) -> None:
+    place.publish(1)
+    script = (
+        "import sys; from visual_search.cli import app\n"
+        "app(['extract', '--model', 'tiny', '--dry-run'], standalone_mode=False)\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=place.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "tiny" in ended.stdout
+
+
 def test_a_model_that_cannot_be_had_is_listed_with_the_reason(
     place: Workplace, nowhere: dict[str, str]
 ) -> None:

@@ -167,8 +167,9 @@ def gravest(results: Sequence[ModelResult]) -> ExitCode:
 def resolve_model(database: Database, settings: Settings, name: str) -> ModelSpec:
     """The spec a name stands for, here and now.
 
-    Precision: as asked for; else that of the active model; else what this device does fast. Torch
-    is imported only in the last case. Of int8, it is a recipe until a model was made by it.
+    Precision: as asked for; else that of the active model; else as its table says; else what this
+    device does fast. Torch is imported only in the last case. Of int8, it is a recipe until a model
+    was made by it.
     """
     precision = _precision(database, settings, name)
     spec = models.resolve(name, settings.models, precision=precision, home=settings.home)
@@ -187,6 +188,9 @@ def _precision(database: Database, settings: Settings, name: str) -> ModelPrecis
     active = database.run(lambda connection: registry.active(connection, name))
     if active is not None:
         return active.spec.precision
+    stated = models.find_table(name, settings.models).precision
+    if stated != "auto":
+        return stated
     from visual_search import embed  # noqa: PLC0415 - imports torch
 
     device = embed.choose_device(settings.embed.device)
