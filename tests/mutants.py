@@ -89,6 +89,22 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="a worker never begins anew",
+        path=_CLAIM,
+        old="    if len(images) < rows and begin.due_at is not None:",
+        new="    if len(images) < 0:",
+        tests=(
+            f"{_TEST_CLAIM}::test_a_worker_goes_on_behind_its_last_claim_and_at_the_end_begins_anew",
+        ),
+    ),
+    Mutant(
+        name="a removal is not counted",
+        path="visual_search/catalog/removal.py",
+        old="    add_to_count(connection, -images)\n",
+        new="",
+        tests=("tests/database/test_catalog_removal.py",),
+    ),
+    Mutant(
         name="a lease runs by the worker's clock",
         path=_CLAIM,
         old="""

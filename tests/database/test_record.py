@@ -35,7 +35,8 @@ class Worker:
         self.shard_id = ShardId(uuid4())
         add_images(database, images)
         with database.transaction() as connection:
-            claim.seed_images(connection, self.model_key)
+            while claim.seed_images(connection, self.model_key):
+                pass
             claim.open_lease(
                 connection, token=self.token, model_key=self.model_key, run_id=RUN, lease_s=60
             )
