@@ -120,6 +120,7 @@ class EmbedSettings(_Group):
     compile: bool = False
     precision: Precision = "auto"
     batch_size: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1)
 
 
 class ExtractSettings(_Group):

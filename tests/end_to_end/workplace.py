@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = {
     "download": {"allow_networks": ["127.0.0.1/32"], "deadline_s": 20, "tries": 1},
     "decode": {"workers": 1},
     # Loads a small model at once, where OpenVINO converts it first.
-    "embed": {"runtime": "torch"},
+    "embed": {"runtime": "torch", "workers": 1},
     "extract": {"wait_s": 0, "lease_s": 5},
 }
 

@@ -1,6 +1,8 @@
 """Pixels to vectors: the same ones in any company, and never one that is no number."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from tests.reference import resnet18_vector, squashed_pixels
 from visual_search import embed, models
 from visual_search.cores import usable_cores
 from visual_search.embed import Embedder, choose_device, prepare
+from visual_search.embed.eager import Eager
+from visual_search.embed.network import PixelNetwork
 from visual_search.errors import EmbedError, ExitCode, ModelError, UsageError
 from visual_search.images import Pixels
 from visual_search.models import weights
+from visual_search.models.loading import load_network
 from visual_search.models.spec import ModelSpec, Preprocessing
 from visual_search.settings import ModelTable
 
@@ -403,3 +408,59 @@ def test_resnet18_equals_the_reference_whatever_its_weights(
     vector = embedder.embed(embedder.prepare(dress(shared_data)).unsqueeze(0))
     reference = resnet18_vector(shared_data / "dress.jpeg", file)
     assert cosines(vector, reference[None]).min() >= 0.9999
+
+
+# Several threads at once
+
+
+def build_forgetful() -> nn.Module:
+    return _Keeps()
+
+
+class _Keeps(nn.Module):
+    """Keeps something between its layers, as networks of users may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = torch.zeros(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.kept = images.mean(dim=(2, 3))
+        time.sleep(0.01)
+        return self.kept
+
+
+def test_batches_at_the_same_time_do_not_mix() -> None:
+    table = ModelTable(
+        builder=f"{__name__}:build_forgetful", revision="1", weights="builder", dim=3
+    )
+    spec = models.resolve("keeps", {"keeps": table}, precision="fp32", home=Path("nowhere"))
+    embedder = Embedder(spec, None, torch.device("cpu"), workers=4)
+    batches = [torch.full((2, 3, 224, 224), value, dtype=torch.uint8) for value in range(40)]
+    alone = [embedder.embed(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(embedder.embed, batches))
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_network_that_cannot_be_copied_embeds_one_batch_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_self: _Keeps, _memo: object) -> None:
+        raise TypeError("no copies")
+
+    monkeypatch.setattr(_Keeps, "__deepcopy__", refuse, raising=False)
+    test_batches_at_the_same_time_do_not_mix()
+
+
+def test_workers_share_their_weights() -> None:
+    table = ModelTable(builder="torchvision:resnet18", weights="random:0")
+    spec = models.resolve("r", {"r": table}, precision="fp32", home=Path("nowhere"))
+    first = Eager(
+        PixelNetwork(spec, load_network(spec, None), torch.device("cpu"), torch.float32),
+        torch.device("cpu"),
+    )
+    second = first.another()
+    pairs = zip(first._network.parameters(), second._network.parameters(), strict=True)
+    assert all(one.data_ptr() == other.data_ptr() for one, other in pairs)
+    assert first._network is not second._network

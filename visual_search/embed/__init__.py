@@ -7,6 +7,7 @@ knows this machine.
 """
 
 from visual_search.embed.device import (
+    batches_at_a_time,
     choose_device,
     does_bf16_fast,
     openvino_release,
@@ -16,6 +17,7 @@ from visual_search.embed.preparation import prepare
 
 __all__ = [
     "Embedder",
+    "batches_at_a_time",
     "choose_device",
     "does_bf16_fast",
     "openvino_release",

@@ -1,5 +1,9 @@
 """The runtime that takes every model: torch, on any device, one operation after another."""
 
+from copy import deepcopy
+from itertools import chain
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -22,6 +26,12 @@ class Eager:
         pixels = batch.to(self._device, memory_format=torch.channels_last)
         vectors: Tensor = self._network(pixels)
         return vectors.cpu()
+
+    def another(self) -> Self:
+        """Only weights are shared: a network may keep other things from layer to layer."""
+        tensors = chain(self._network.parameters(), self._network.buffers())
+        shared = {id(tensor): tensor for tensor in tensors}
+        return type(self)(deepcopy(self._network, shared), self._device)
 
 
 def torch_name(network: PixelNetwork, device: torch.device) -> str:

@@ -1,6 +1,7 @@
 """A model at work."""
 
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final, Literal
 
 import numpy as np
@@ -31,6 +32,8 @@ _OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "bad_alloc")
 # that was translated wrongly.
 _ROUNDING: Final = {"fp32": 0.01, "bf16": 0.3}
 
+Kind = Literal["eager", "compiled", "openvino"]
+
 
 class Embedder:
     """A model on a device.
@@ -51,6 +54,7 @@ class Embedder:
         runtime: RuntimeName = "torch",
         compiled: bool = False,
         kept: Path | None = None,
+        workers: int = 1,
     ) -> None:
         """Load the model; takes seconds, and minutes where it is compiled.
 
@@ -64,6 +68,7 @@ class Embedder:
                 Torch computes what another runtime cannot.
             compiled: Let torch compile the network.
             kept: A folder where converted networks are kept, so that the next time is quicker.
+            workers: How many threads embed at a time.
 
         Raises:
             ModelError: The network cannot be built, or its vectors are not as the spec says.
@@ -74,7 +79,61 @@ class Embedder:
         self.device = device
         self.batch_size = batch_size or _BATCH_SIZES[device.type]
         self._spec = spec
+        self._workers = workers
         self._runtime: Runtime
+        self._load(kind, weights, kept)
+        # Each thread has a runtime to itself for as long as it embeds.
+        self._idle: SimpleQueue[Runtime] = SimpleQueue()
+        self._idle.put(self._runtime)
+        try:
+            for _ in range(workers - 1):
+                self._idle.put(self._runtime.another())
+        except Exception as error:  # noqa: BLE001 - a user's network may hold what has no copy
+            log.warning("one_batch_at_a_time", model=spec.model_id, why=first_line(error))
+
+    @property
+    def runtime(self) -> str:
+        """What computes, with its release and its arithmetic: `torch 2.14.1 cpu bf16`."""
+        return self._runtime.name
+
+    def prepare(self, pixels: Pixels) -> Tensor:
+        """Bring an image to the model's size. Any number of threads may do so at once.
+
+        Args:
+            pixels: `(H, W, 3)` uint8 RGB. The result shares no memory with it.
+
+        Returns:
+            `(3, S, S)` uint8 RGB, in main memory.
+        """
+        return prepare(pixels, self._spec.preprocessing)
+
+    def embed(self, batch: Tensor) -> npt.NDArray[np.float32]:
+        """Embed one batch. As many threads at a time as there are workers; others wait.
+
+        Args:
+            batch: `(B, 3, S, S)` uint8 RGB, in main memory.
+
+        Returns:
+            `(B, D)` float32 in main memory, in input order.
+
+        Raises:
+            EmbedError: A row is not finite, or would not be in the type it is stored as. Such a
+                row would be stored, match nothing, and nobody would notice.
+            UsageError: Not even one image fits into the device's memory.
+        """
+        runtime = self._idle.get()
+        try:
+            vectors = self._fitted(runtime, batch)
+        finally:
+            self._idle.put(runtime)
+        stored = vectors.half() if self._spec.stored == "float16" else vectors
+        bad = (~torch.isfinite(stored).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise EmbedError(f"{len(bad)} of {len(batch)} vectors are not finite", tuple(bad))
+        return vectors.numpy()
+
+    def _load(self, kind: Kind, weights: Path | None, kept: Path | None) -> None:
+        spec, device = self._spec, self.device
         if device.type == "cpu":
             # In a container torch counts the cores of the whole machine.
             torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
@@ -98,43 +157,6 @@ class Embedder:
         except UnsuitableError as error:
             log.warning("runtime_unsuitable", model=spec.model_id, runtime=kind, why=str(error))
             self._runtime = Eager(PixelNetwork(spec, network, device, dtype), device)
-
-    @property
-    def runtime(self) -> str:
-        """What computes, with its release and its arithmetic: `torch 2.14.1 cpu bf16`."""
-        return self._runtime.name
-
-    def prepare(self, pixels: Pixels) -> Tensor:
-        """Bring an image to the model's size. Any number of threads may do so at once.
-
-        Args:
-            pixels: `(H, W, 3)` uint8 RGB. The result shares no memory with it.
-
-        Returns:
-            `(3, S, S)` uint8 RGB, in main memory.
-        """
-        return prepare(pixels, self._spec.preprocessing)
-
-    def embed(self, batch: Tensor) -> npt.NDArray[np.float32]:
-        """Embed one batch. One thread at a time.
-
-        Args:
-            batch: `(B, 3, S, S)` uint8 RGB, in main memory.
-
-        Returns:
-            `(B, D)` float32 in main memory, in input order.
-
-        Raises:
-            EmbedError: A row is not finite, or would not be in the type it is stored as. Such a
-                row would be stored, match nothing, and nobody would notice.
-            UsageError: Not even one image fits into the device's memory.
-        """
-        vectors = self._fitted(self._runtime, batch)
-        stored = vectors.half() if self._spec.stored == "float16" else vectors
-        bad = (~torch.isfinite(stored).all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            raise EmbedError(f"{len(bad)} of {len(batch)} vectors are not finite", tuple(bad))
-        return vectors.numpy()
 
     def _fitted(self, runtime: Runtime, batch: Tensor) -> Tensor:
         """The vectors of a batch, in as many parts as it takes to fit into the device's memory."""
@@ -180,11 +202,9 @@ class Embedder:
             model = unpack(read_artefact(weights, self._spec), weights)
         else:
             model = None if kept is None else find_converted(kept, self._spec)
-        return None if model is None else OpenVino(model, self._spec.precision)
+        return None if model is None else OpenVino(model, self._spec.precision, self._workers)
 
-    def _faster(
-        self, kind: Literal["compiled", "openvino"], network: PixelNetwork, kept: Path | None
-    ) -> Runtime:
+    def _faster(self, kind: Kind, network: PixelNetwork, kept: Path | None) -> Runtime:
         """A runtime that gives the same vectors as torch does.
 
         Raises:
@@ -197,7 +217,7 @@ class Embedder:
         from visual_search.embed.openvino import OpenVino, converted, keep_converted  # noqa: PLC0415 - an extra
 
         model = converted(network, self._spec)
-        runtime = OpenVino(model, self._spec.precision)
+        runtime = OpenVino(model, self._spec.precision, self._workers)
         self._compare(runtime)
         if kept is not None:
             keep_converted(kept, self._spec, model)

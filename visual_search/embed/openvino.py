@@ -3,9 +3,10 @@
 import io
 import sys
 import zipfile
+from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, Self
 
 import structlog
 import torch
@@ -29,7 +30,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _STRUCTURE: Final = "model.xml"
 _WEIGHTS: Final = "model.bin"
 _OPTIONS: Final = {
-    "PERFORMANCE_HINT": "LATENCY",
     # Decoders run beside it: threads that stay on their core would wait for them there.
     "ENABLE_CPU_PINNING": False,
 }
@@ -40,32 +40,41 @@ class OpenVino:
 
     takes_any_batch = True
 
-    def __init__(self, model: ov.Model, precision: str) -> None:
+    def __init__(self, model: ov.Model, precision: str, workers: int) -> None:
         """Compile a model for this processor.
 
         Args:
             model: As of `converted`.
             precision: The spec's. A bf16 model is computed in fp32 where bf16 is not fast.
+            workers: How many batches are to be computed at a time.
         """
         core = ov.Core()
         able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         half = precision == "bf16" and "BF16" in able
         computed = precision if half or precision == "int8" else "fp32"
         self.name = f"openvino {openvino_release()} {computed}"
-        self._model = core.compile_model(
+        self._model: ov.CompiledModel = core.compile_model(
             model,
             "CPU",
             {
                 **_OPTIONS,
                 "INFERENCE_NUM_THREADS": usable_cores(),
+                "NUM_STREAMS": workers,
                 # Without it some processors compute fp32 models in half precision.
                 "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
             },
         )
+        self._request = self._model.create_infer_request()
 
     def __call__(self, batch: Tensor) -> Tensor:
-        (vectors,) = self._model(batch.numpy(), share_inputs=True).values()
+        (vectors,) = self._request.infer(batch.numpy(), share_inputs=True).values()
         return torch.from_numpy(vectors)
+
+    def another(self) -> Self:
+        """Another request to the same compiled model."""
+        other = copy(self)
+        other._request = self._model.create_infer_request()  # noqa: SLF001 - its own class
+        return other
 
 
 def converted(network: PixelNetwork, spec: ModelSpec) -> ov.Model:

@@ -25,6 +25,9 @@ class Runtime(Protocol):
     def __call__(self, batch: Tensor) -> Tensor:
         """`(B, 3, S, S)` uint8 to `(B, D)` float32, both in main memory."""
 
+    def another(self) -> "Runtime":
+        """One of the same weights that computes at the same time, in another thread."""
+
 
 def choose_runtime(
     spec: ModelSpec, device: torch.device, asked: RuntimeName, *, compiled: bool

@@ -37,7 +37,7 @@ class CoreTime:
         try:
             yield
         finally:
-            self.embedding_s += time.monotonic() - before
+            self._run.add_embedding(self, time.monotonic() - before)
 
     def per_stage(self) -> dict[str, float]:
         """Core-seconds so far, rounded to milliseconds."""
@@ -62,6 +62,11 @@ class RunCoreTime:
                 model.spent[stage] += seconds / len(models)
             if in_child:
                 self._children += seconds
+
+    def add_embedding(self, model: CoreTime, seconds: float) -> None:
+        """Add the time that a batch of this model took."""
+        with self._lock:
+            model.embedding_s += seconds
 
     @contextmanager
     def measured(self, stage: str, models: Sequence[CoreTime]) -> Iterator[None]:

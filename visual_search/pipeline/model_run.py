@@ -159,16 +159,18 @@ class SteadyRate:
         self._first = 0
         self._first_at = 0.0
         self._last_at = 0.0
+        self._lock = threading.Lock()
 
     def begin(self) -> None:
         self._begun_at = time.monotonic()
 
     def add(self, images: int) -> None:
-        now = time.monotonic()
-        if self.images == 0:
-            self._first, self._first_at = images, now
-        self.images += images
-        self._last_at = now
+        with self._lock:
+            now = time.monotonic()
+            if self.images == 0:
+                self._first, self._first_at = images, now
+            self.images += images
+            self._last_at = now
 
     @property
     def images_per_second(self) -> float | None:
