@@ -35,16 +35,16 @@ def test_exceptions_from_hadolint_carry_their_reason() -> None:
             assert before.startswith("# ")
 
 
-def test_images_differ_in_the_torch_index_only() -> None:
+def test_images_differ_in_the_torch_index_and_the_extras_only() -> None:
     different = [
         (cpu, gpu)
         for cpu, gpu in zip(CPU.read_text().splitlines(), GPU.read_text().splitlines(), strict=True)
         if cpu != gpu
     ]
-    assert len(different) == 1
-    cpu, gpu = different[0]
+    (cpu, gpu), extras = different
     assert re.fullmatch(r"ARG TORCH_INDEX=https://\S+/whl/cpu", cpu)
     assert gpu == "ARG TORCH_INDEX="
+    assert extras == ("ARG EXTRAS=efficientnet,openvino", "ARG EXTRAS=efficientnet")
 
 
 def test_image_runs_as_a_numbered_user_that_is_not_root() -> None:
