@@ -48,8 +48,7 @@ mutants: $(DEVELOP) ## break the product in many small ways; tests must notice e
 	@$(BIN)/python -m tests.mutants $(MUTANTS)
 
 bench: $(BENCH_INSTALLED) ## compare with the limit, a plain loop, Daft and Ray Data: table, plot, JSON
-	@test -n "$(IMAGES)" || { echo "whose photos? make bench IMAGES=FOLDER"; exit 1; }
-	@$(BENCH)/bin/python -m benchmarks.throughput --images $(IMAGES) $(BENCH_FLAGS)
+	@$(BENCH)/bin/python -m benchmarks.throughput $(if $(IMAGES),--images $(IMAGES)) $(BENCH_FLAGS)
 
 bench-db: $(BENCH_INSTALLED) ## measure the database at ten million images: table, plot, JSON
 	@$(BENCH)/bin/python -m benchmarks.database $(BENCH_FLAGS)

@@ -1,6 +1,6 @@
 """How fast `vsearch extract` is: against its own limit, a plain loop, Daft and Ray Data.
 
-    make bench IMAGES=FOLDER
+    make bench
     make bench IMAGES=FOLDER BENCH_FLAGS='--rounds 5 --count 2400'
 
 Each round measures everything once, one after the other, each in a process of its own, with the
@@ -12,13 +12,13 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from benchmarks.throughput import machine, plot, report
@@ -26,6 +26,8 @@ from benchmarks.throughput.figures import Agreement, steady_rate
 from benchmarks.throughput.job import Job, Vectors
 from benchmarks.throughput.photo_server import PhotoServer
 from benchmarks.throughput.rounds import REFERENCE, VSEARCH, Alone, Measured, Results, Round
+from visual_search.demo.pictures import write_picture
+from visual_search.demo.products import assortment
 from visual_search.embed import choose_device, does_bf16_fast
 
 ROOT = Path(__file__).parents[2]
@@ -79,10 +81,12 @@ def main() -> None:
         images=given.count,
         rounds=earlier,
     )
-    for _ in range(given.rounds):
-        results = replace(results, rounds=(*results.rounds, _round(given.images, results)))
-        results.write(document)
-        print(f"{report.text(results)}\n", flush=True)
+    with TemporaryDirectory(prefix="vsearch-pictures-") as drawn:
+        images = given.images or _draw(Path(drawn))
+        for _ in range(given.rounds):
+            results = replace(results, rounds=(*results.rounds, _round(images, results)))
+            results.write(document)
+            print(f"{report.text(results)}\n", flush=True)
     plot.draw(results, given.output / "throughput.svg")
     print(f"{given.output}: throughput.json, throughput.svg")
 
@@ -91,12 +95,21 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--images", type=Path, required=True, help="a folder of pictures")
+    parser.add_argument("--images", type=Path, help="a folder of pictures; without it, drawn ones")
     parser.add_argument("--count", type=int, default=1200, help="how many, repeated if need be")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--add", action="store_true", help="to the rounds of the last time")
     parser.add_argument("--output", type=Path, default=ROOT / "build/benchmarks")
     return parser.parse_args()
+
+
+def _draw(folder: Path) -> Path:
+    """The demo's JPEGs; photos of one's own tell more."""
+    for product in assortment():
+        picture = write_picture(product, folder=folder)
+        if picture.suffix != ".jpg":
+            picture.unlink()
+    return folder
 
 
 def _precision() -> Literal["fp32", "bf16"]:
@@ -109,7 +122,7 @@ def _round(images: Path, results: Results) -> Round:
     # Not below a folder that only root may enter: the database has another user.
     with (
         PhotoServer(images) as server,
-        tempfile.TemporaryDirectory(prefix="vsearch-benchmark-") as folder,
+        TemporaryDirectory(prefix="vsearch-benchmark-") as folder,
     ):
         config = Path(folder) / "vsearch.toml"
         config.write_text(CONFIG)
