@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import unquote, urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,8 @@ def prepare_output(folder: Path, catalogue_id: UUID) -> None:
         UsageError: It holds the vectors of another catalogue; image ids would be mixed up.
     """
     marker = folder / FOLDER_MARKER
-    probe = folder / f".{FOLDER_MARKER}.{os.getpid()}"
+    # Workers in containers have one folder and the same process number.
+    probe = folder / f".{FOLDER_MARKER}.{uuid4()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text(json.dumps({"catalogue_id": str(catalogue_id)}) + "\n")

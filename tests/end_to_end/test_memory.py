@@ -5,12 +5,12 @@ import statistics
 import threading
 import time
 from io import BytesIO
+from mmap import mmap
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -127,8 +127,8 @@ def _run(place: Workplace, label: str, images: int, *, outliers: int) -> list[in
 
 
 def test_the_sampler_sees_what_a_process_holds() -> None:
-    with Memory(os.getpid()) as memory:
-        block = torch.ones(64 * _MIB, dtype=torch.uint8)
-        time.sleep(0.3)
-        del block
+    with Memory(os.getpid()) as memory, mmap(-1, 64 * _MIB) as block:
+        time.sleep(0.2)
+        block.write(bytes(64 * _MIB))
+        time.sleep(0.2)
     assert max(memory.samples) - min(memory.samples) >= 60 * _MIB

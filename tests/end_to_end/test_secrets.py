@@ -27,6 +27,7 @@ from tests.catalogue import add_urls
 from tests.database.test_hostile_strings import migrated
 from tests.end_to_end.workplace import Workplace
 from tests.server import ImageServer
+from visual_search.catalog.tables import add_to_count
 from visual_search.cli import app
 from visual_search.database.connection import Database
 from visual_search.errors import VsearchError
@@ -412,6 +413,7 @@ class Aftermath:
                     "host": f"h{FORGERY}.test",
                 },
             )
+            add_to_count(connection, len(rows))
             connection.execute(
                 text("INSERT INTO products (product_id, attributes) VALUES (:id, :attributes)"),
                 {
