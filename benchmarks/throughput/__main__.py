@@ -37,6 +37,10 @@ CONFIG = f"""
 allow_networks = ["127.0.0.1/32"]
 allow_ports = []
 
+# What all others have.
+[embed]
+runtime = "torch"
+
 [models.{MODEL}]
 builder = "torchvision:resnet18"
 weights = "random:0"

@@ -1,10 +1,12 @@
 """The network alone, on photos that are decoded and resized already: nothing can be faster.
 
 For each size of batch: images a second, and core-seconds an image. Freed memory is handled as in
-vsearch.
+vsearch, and as many batches are computed at a time.
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import torch
 
@@ -14,29 +16,34 @@ from visual_search.cli.memory import keep_freed_memory
 keep_freed_memory()
 
 from benchmarks.throughput.job import Job  # noqa: E402
-from benchmarks.throughput.network import SameNetwork  # noqa: E402
+from benchmarks.throughput.network import spec_and_weights  # noqa: E402
 from benchmarks.throughput.stages import download, prepared  # noqa: E402
+from visual_search.cores import usable_cores  # noqa: E402
+from visual_search.embed import Embedder, batches_at_a_time, choose_device  # noqa: E402
 
 BATCHES = (16, 32, 64)
 
 
 def main() -> None:
     job = Job.of_command_line()
-    network = SameNetwork(job)
+    device = choose_device("auto")
+    workers = batches_at_a_time(device)
+    embedder = Embedder(*spec_and_weights(job), device, batch_size=max(BATCHES), workers=workers)
     pixels, _ = prepared(job, download(job)[0][: max(BATCHES)])
     rates = {}
-    for size in BATCHES:
-        batch = torch.stack(pixels[:size])
-        network(batch)
-        batches = max(1, len(job.urls) // size)
-        started, core_started = time.monotonic(), time.process_time()
-        for _ in range(batches):
-            network(batch)
-        images = batches * size
-        rates[str(size)] = {
-            "images_per_second": images / (time.monotonic() - started),
-            "core_seconds": (time.process_time() - core_started) / images,
-        }
+    threads = max(1, usable_cores() // workers)
+    with ThreadPoolExecutor(workers, "embedder", torch.set_num_threads, (threads,)) as pool:
+        for size in BATCHES:
+            batch = torch.stack(pixels[:size])
+            list(pool.map(embedder.embed, repeat(batch, workers)))
+            rounds = max(1, len(job.urls) // size // workers)
+            started, core_started = time.monotonic(), time.process_time()
+            list(pool.map(embedder.embed, repeat(batch, rounds * workers)))
+            images = rounds * workers * size
+            rates[str(size)] = {
+                "images_per_second": images / (time.monotonic() - started),
+                "core_seconds": (time.process_time() - core_started) / images,
+            }
     job.write_notes(batches=rates)
 
 
