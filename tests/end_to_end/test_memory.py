@@ -2,13 +2,10 @@
 
 import os
 import statistics
-import threading
 import time
 from io import BytesIO
 from mmap import mmap
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
 from PIL import Image
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import TINY, Workplace, jpeg
+from tests.faults.watching import Watch
 
 _MIB = 1 << 20
 _IMAGES = 20_000
@@ -34,33 +32,9 @@ def build_slow() -> nn.Module:
     return _Slow()
 
 
-class Memory:
-    """Samples what a process and its children hold, in bytes, until the end of the block."""
-
-    def __init__(self, pid: int) -> None:
-        self.samples: list[int] = []
-        self._pid = pid
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._over.wait(0.05):
-            held = _resident(self._pid)
-            if held:
-                self.samples.append(held)
+def watch_memory(pid: int) -> Watch[int]:
+    """Samples what a process and its children hold, in bytes; 0 once it has ended."""
+    return Watch(lambda: _resident(pid), every_s=0.05)
 
 
 def _resident(pid: int) -> int:
@@ -118,17 +92,17 @@ def _run(place: Workplace, label: str, images: int, *, outliers: int) -> list[in
             *("extract", "--model", "slow", "--memory-budget", str(_BUDGET)),
             VSEARCH_DECODE__WORKERS="2",
         ) as process,
-        Memory(process.pid) as memory,
+        watch_memory(process.pid) as memory,
     ):
         _, err = process.communicate(timeout=1500)
     assert process.returncode == 0, err
     assert place.status("slow").pending == 0
-    return memory.samples
+    return [held for held in memory.seen if held]
 
 
 def test_the_sampler_sees_what_a_process_holds() -> None:
-    with Memory(os.getpid()) as memory, mmap(-1, 64 * _MIB) as block:
+    with watch_memory(os.getpid()) as memory, mmap(-1, 64 * _MIB) as block:
         time.sleep(0.2)
         block.write(bytes(64 * _MIB))
         time.sleep(0.2)
-    assert max(memory.samples) - min(memory.samples) >= 60 * _MIB
+    assert max(memory.seen) - min(memory.seen) >= 60 * _MIB
