@@ -42,7 +42,9 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-_CLAIM = "visual_search/claim.py"
+_DUE = "visual_search/claim/due.py"
+_LEASES = "visual_search/claim/leases.py"
+_SEEDING = "visual_search/claim/seeding.py"
 _RECORD = "visual_search/record.py"
 _SHARD = "visual_search/shard.py"
 _UPKEEP = "visual_search/upkeep.py"
@@ -68,7 +70,7 @@ _TEST_ZOMBIES = "tests/faults/test_zombies.py"
 MUTANTS = (
     Mutant(
         name="a claim does not lock what it picks",
-        path=_CLAIM,
+        path=_DUE,
         old="""
                 LIMIT :rows
                 FOR UPDATE SKIP LOCKED
@@ -80,7 +82,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a claim takes what is not due",
-        path=_CLAIM,
+        path=_DUE,
         old="                  AND next_attempt_at <= statement_timestamp()\n",
         new="",
         tests=(
@@ -90,7 +92,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a worker never begins anew",
-        path=_CLAIM,
+        path=_DUE,
         old="    if len(images) < rows and begin.due_at is not None:",
         new="    if len(images) < 0:",
         tests=(
@@ -106,7 +108,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a lease runs by the worker's clock",
-        path=_CLAIM,
+        path=_LEASES,
         old="""
             VALUES (:token, :model_key, :run_id,
                     clock_timestamp() + make_interval(secs => :lease_s))
@@ -123,42 +125,42 @@ MUTANTS = (
     ),
     Mutant(
         name="a heartbeat renews anybody's lease",
-        path=_CLAIM,
+        path=_LEASES,
         old="WHERE run_id = :run_id AND lease_token = ANY(CAST(:tokens AS uuid[]))",
         new="WHERE lease_token = ANY(CAST(:tokens AS uuid[]))",
         tests=(_TEST_CLAIM, _TEST_STATE_MACHINE),
     ),
     Mutant(
         name="a lease that is gone locks nobody out",
-        path=_CLAIM,
+        path=_LEASES,
         old="    if held is None:\n",
         new="    if held is None and not token:\n",
         tests=(_TEST_CLAIM, _TEST_STATE_MACHINE),
     ),
     Mutant(
         name="a rescue counts no death",
-        path=_CLAIM,
+        path=_LEASES,
         old="                crashes = crashes + 1,\n",
         new="",
         tests=(_TEST_CLAIM, _TEST_STATE_MACHINE),
     ),
     Mutant(
         name="a rescue takes living leases, too",
-        path=_CLAIM,
+        path=_LEASES,
         old="WHERE model_key = :model_key AND expires_at < clock_timestamp()\n",
         new="WHERE model_key = :model_key\n",
         tests=(_TEST_CLAIM, _TEST_STATE_MACHINE),
     ),
     Mutant(
         name="a rescue takes the worker's own leases",
-        path=_CLAIM,
+        path=_LEASES,
         old="              AND run_id IS DISTINCT FROM CAST(:own_run AS uuid)\n",
         new="              AND CAST(:own_run AS uuid) IS NOT DISTINCT FROM :own_run\n",
         tests=(f"{_TEST_ZOMBIES}::test_whose_heartbeats_are_lost_takes_nothing_from_itself",),
     ),
     Mutant(
         name="a rescue blames workers for the server's absence",
-        path=_CLAIM,
+        path=_LEASES,
         old="clock_timestamp() > pg_postmaster_start_time() + make_interval(secs => :lease_s)",
         new="make_interval(secs => :lease_s) IS NOT NULL",
         tests=(

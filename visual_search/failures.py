@@ -1,10 +1,13 @@
 """The failure ledger: which images have no vector, why, and when they are tried again."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, text
 
+from visual_search.errors import FailureReason
+from visual_search.images import ModelKey
 from visual_search.redaction import redact_url
 
 
@@ -72,3 +75,33 @@ def list_failures(
         )
         for row in rows
     ]
+
+
+def retry_failed(
+    connection: Connection, *, model_key: ModelKey, reasons: Collection[FailureReason] | None = None
+) -> int:
+    """Make failed images pending again, with a clean slate; waiting ones become due now.
+
+    Args:
+        connection: Inside a transaction.
+        model_key: Whose failures.
+        reasons: Only these; `None` means all.
+
+    Returns:
+        How many images will be tried again.
+    """
+    named = None if reasons is None else [reason.value for reason in reasons]
+    again = connection.execute(
+        text("""
+            UPDATE extractions SET
+                status = 'pending', attempts = 0, crashes = 0, next_attempt_at = now(),
+                failure_reason = NULL, failure_detail = NULL, http_status = NULL,
+                finished_at = NULL
+            WHERE model_key = :model_key
+              AND (status = 'failed'
+                   OR (status = 'pending' AND next_attempt_at > clock_timestamp()))
+              AND (:all_reasons OR failure_reason = ANY(CAST(:reasons AS text[])))
+        """),
+        {"model_key": model_key, "all_reasons": named is None, "reasons": named or []},
+    )
+    return again.rowcount

@@ -151,7 +151,7 @@ def test_an_image_is_not_claimed_before_it_is_due(database: Database) -> None:
             text("UPDATE extractions SET next_attempt_at = now() + interval '1 h' WHERE image_id=1")
         )
         claimed = take(connection, model_key, open_lease(connection, model_key))
-        ahead = claim.outlook(connection, model_key)
+        ahead = claim.look_out(connection, model_key)
         assert claim.count_pending(connection, model_key) == 1
     assert [image.image_id for image in claimed] == [2]
     assert ahead.due_in_s == pytest.approx(3600, abs=10)

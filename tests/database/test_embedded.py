@@ -289,8 +289,7 @@ def test_a_server_is_waited_for_longer_than_pg_ctl_does(
     pid_file = clusters.link(home) / "postmaster.pid"
     with ThreadPoolExecutor(1) as pool:
         command = pool.submit(ask, home, "SELECT 1")
-        while not pid_file.exists():
-            assert not command.done()
+        wait_until(lambda: pid_file.exists() and pid_file.read_text())
         pid = server_pid(home)
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(TimeoutError):

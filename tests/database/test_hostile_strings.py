@@ -299,7 +299,7 @@ def found_model(_shop: Shop, connection: Connection, string: str) -> object:
 def fail(shop: Shop, connection: Connection, string: str) -> None:
     """Claim the image again, and record this failure of it."""
     token = LeaseToken(uuid4())
-    claim.retry_failed(connection, model_key=shop.model_key)
+    failures.retry_failed(connection, model_key=shop.model_key)
     claim.open_lease(
         connection, token=token, model_key=shop.model_key, run_id=shop.run_id, lease_s=60
     )

@@ -66,5 +66,5 @@ def test_claims_leave_a_paused_host_alone_and_charge_nobody(database: Database) 
         ).all()
         assert waiting == [(0, 0, None, None, True)]
         assert claim.count_pending(connection, model_key) == 2
-        outlook = claim.outlook(connection, model_key)
+        outlook = claim.look_out(connection, model_key)
     assert outlook.due_in_s == pytest.approx(60, abs=10)

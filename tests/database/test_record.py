@@ -218,7 +218,7 @@ def test_the_servers_wish_is_the_least_wait(database: Database) -> None:
     worker = Worker(database, 1)
     worker.fail(FailureReason.RATE_LIMITED, retry_after_s=3000)
     with database.transaction() as connection:
-        assert claim.outlook(connection, worker.model_key).due_in_s == pytest.approx(3000, abs=5)
+        assert claim.look_out(connection, worker.model_key).due_in_s == pytest.approx(3000, abs=5)
 
 
 def test_failures_under_a_lost_claim_are_not_recorded(database: Database) -> None:

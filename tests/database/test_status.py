@@ -6,7 +6,7 @@ from uuid import uuid4
 from sqlalchemy import text
 
 from tests.catalogue import add_images, make_model
-from visual_search import claim, runs, status
+from visual_search import claim, failures, runs, status
 from visual_search.database.connection import Database
 from visual_search.database.schema import RunOutcome
 from visual_search.failures import list_failures
@@ -137,7 +137,7 @@ def test_failures_are_retried_by_reason(database: Database) -> None:
     from visual_search.errors import FailureReason
 
     with database.transaction() as connection:
-        retry = claim.retry_failed
+        retry = failures.retry_failed
         assert retry(connection, model_key=model_key, reasons=[FailureReason.GONE]) == 0
         assert retry(connection, model_key=model_key, reasons=[FailureReason.NOT_FOUND]) == 2
         assert retry(connection, model_key=model_key) == 2

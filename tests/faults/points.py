@@ -35,6 +35,7 @@ from visual_search.decode import DecoderProcess
 from visual_search.download import Downloader
 from visual_search.embed import Embedder
 from visual_search.pipeline import embedding
+from visual_search.pipeline.claiming import Claimer
 from visual_search.pipeline.feeder import Feeder
 from visual_search.pipeline.recorder import Recorder
 from visual_search.shard import ShardWriter
@@ -65,7 +66,7 @@ def arm(*, point: str, kind: str, nth: int, note: str) -> None:
     shard._ROW_GROUP_ROWS = 5  # type: ignore[misc]
     match point:
         case "P1":
-            _before(Feeder, "_count", fault.strike)
+            _before(Claimer, "_count", fault.strike)
         case "P2":
             _before(Downloader, "_read", fault.strike)
         case "P3":

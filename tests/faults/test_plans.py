@@ -149,7 +149,7 @@ def _steps(catalogue: Catalogue) -> dict[str, tuple[int, Step]]:
         "commit": (SHARD_ROWS, lambda c: _commit(c, catalogue)),
         "fail": (SHARD_ROWS, lambda c: _fail(c, catalogue)),
         "postpone": (SHARD_ROWS, lambda c: _postpone(c, catalogue)),
-        "outlook": (1, lambda c: claim.outlook(c, model_key)),
+        "outlook": (1, lambda c: claim.look_out(c, model_key)),
         "share pauses": (0, lambda c: hosts.share_pauses(c, {"h.test": 60})),
     }
     if catalogue.pending > catalogue.images // 10:

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, text
 
 from tests.catalogue import add_images, make_model
-from visual_search import claim, record, upkeep
+from visual_search import claim, failures, record, upkeep
 from visual_search.claim import DEATHS_TO_FAIL, Suspicion
 from visual_search.database.connection import Database
 from visual_search.database.schema import ShardState
@@ -315,7 +315,7 @@ class Catalogue(RuleBasedStateMachine):
     @rule()
     def retry_failed(self) -> None:
         with self.database.transaction() as connection:
-            claim.retry_failed(connection, model_key=self.model_key)
+            failures.retry_failed(connection, model_key=self.model_key)
         for image in self.images.values():
             if image.status == "failed" or (image.status == "pending" and not image.due):
                 image.status, image.attempts, image.crashes, image.due = "pending", 0, 0, True

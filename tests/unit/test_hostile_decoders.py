@@ -18,7 +18,7 @@ from tests.catalogue import add_urls
 from tests.end_to_end.workplace import Workplace, jpeg
 from tests.server import ImageServer
 from tests.unit.test_decoder_process import needs_proc
-from visual_search import claim
+from visual_search import failures
 from visual_search.database.connection import Database
 from visual_search.errors import ExitCode
 from visual_search.models import registry
@@ -158,7 +158,7 @@ def test_a_killed_or_hung_decoder_costs_one_image_and_loses_none(
     before = place.rows("SELECT image_id, shard_id FROM extractions WHERE status = 'done'")
     with place.database.transaction() as connection:
         (model,) = registry.registered(connection)
-        assert claim.retry_failed(connection, model_key=model.model_key) == status.failed
+        assert failures.retry_failed(connection, model_key=model.model_key) == status.failed
     (result,) = place.extract(**flags)
     assert (place.status().done, place.status().failed) == (images, 0)
     after = place.rows("SELECT image_id, shard_id FROM extractions WHERE status = 'done'")

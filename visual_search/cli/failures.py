@@ -90,7 +90,7 @@ def retry(
       vsearch failures retry --reason not_found
       vsearch failures retry --model resnet18
     """
-    from visual_search.claim import retry_failed
+    from visual_search.failures import retry_failed
     from visual_search.models import registry
 
     cli: CliContext = context.obj

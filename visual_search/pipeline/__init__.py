@@ -15,7 +15,7 @@ from uuid import uuid4
 import structlog
 from sqlalchemy import Connection
 
-from visual_search import claim, models, record, runs, status
+from visual_search import claim, failures, models, record, runs, status
 from visual_search.database.connection import Database
 from visual_search.database.schema import RunOutcome
 from visual_search.errors import ExitCode, InternalError, ModelError, RunError, StoppedError
@@ -214,7 +214,7 @@ def _prepare(
                 spec = quantise.make_quantised(database, settings, spec, folder)
         model = database.run(lambda c: registry.register(c, spec, asked=asked))
         if retry_failed:
-            database.run(lambda c: claim.retry_failed(c, model_key=model.model_key))
+            database.run(lambda c: failures.retry_failed(c, model_key=model.model_key))
         idle = _nothing_to_do(database, settings, model)
         if idle is not None:
             return idle
@@ -237,7 +237,7 @@ def _nothing_to_do(
         claim.rescue_images(connection, model.model_key, lease_s=settings.extract.lease_s)
         if claim.is_behind(connection, model.model_key):
             return None
-        outlook = claim.outlook(connection, model.model_key)
+        outlook = claim.look_out(connection, model.model_key)
         soon = outlook.next_in_s
         if soon is not None and soon <= settings.extract.wait_s:
             return None

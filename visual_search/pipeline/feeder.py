@@ -2,66 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import random
-from typing import Final, TypeVar
-from uuid import uuid4
+from typing import Final
 
-import structlog
-from sqlalchemy import Connection
-
-from visual_search import claim, hosts
+from visual_search import hosts
 from visual_search.claim import Suspicion
 from visual_search.database.connection import Database
 from visual_search.download import BodyBudget, Downloader
-from visual_search.errors import FencedError, HostPausedError, ImageError
-from visual_search.images import (
-    ClaimedImage,
-    Download,
-    FailedImage,
-    ImageId,
-    LeaseToken,
-    PostponedImage,
-)
+from visual_search.errors import HostPausedError, ImageError
+from visual_search.images import Download, FailedImage, PostponedImage
+from visual_search.pipeline.background import BackgroundDatabase
+from visual_search.pipeline.claiming import Claimer
 from visual_search.pipeline.core_time import RunCoreTime
 from visual_search.pipeline.model_run import ModelRun, WantedImage
-from visual_search.pipeline.recorder import OpenShard
 from visual_search.settings import Settings
 
-T = TypeVar("T")
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-_CLAIM_ROWS: Final = 256
 _POLL_S: Final = 1.0
 # For the last images' pauses to reach other workers; the run's own end does not depend on it.
 _LAST_SHARING_S: Final = 5.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Lease:
-    """Under what a model claims: its current shard's lease, or a new one."""
-
-    run: ModelRun
-    token: LeaseToken
-    new: bool
-
-
-class _LeaseLostError(Exception):
-    """Another worker has taken over the lease of this model's current shard."""
-
-    def __init__(self, run: ModelRun) -> None:
-        self.run = run
-
-
 class Feeder:
     """Claims images, downloads each once for all models that want it, hands bodies and failures on.
-
-    One model leads: its images are claimed, and for the other models those of them that they lack,
-    too. The first to lead is the one that knows the least of the catalogue, so that whatever
-    another model lacks, it lacks as well.
 
     `run` is the feeder's own thread. What releases, `shard_closed`, `drop`, `drain` and `cut` may
     be called from any thread.
@@ -89,7 +53,8 @@ class Feeder:
             core_time: Told of the time it takes.
             on_body: Gets each download.
         """
-        self._database = database
+        self._database = BackgroundDatabase(database, core_time)
+        self._claimer = Claimer(self._database, models, settings.extract)
         self._models = models
         self._settings = settings
         self._core_time = core_time
@@ -99,7 +64,6 @@ class Feeder:
         self._bodies = BodyBudget(body_bytes)
         self._draining = asyncio.Event()
         self._changed = asyncio.Event()
-        self._claiming = False
         self._metered_to = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._paused_until: dict[str, float] = {}
@@ -157,8 +121,8 @@ class Feeder:
         self._changed.set()
 
     def _drop(self, run: ModelRun) -> None:
-        if not self._claiming:
-            self._close_current(run)
+        if not self._claimer.busy:
+            run.close_shard()
         self._changed.set()
 
     def _drain(self) -> None:
@@ -170,11 +134,6 @@ class Feeder:
         for task in self._tasks:
             task.cancel()
 
-    @property
-    def _running(self) -> list[ModelRun]:
-        """The models that nothing has stopped."""
-        return [run for run in self._models if run.error is None]
-
     async def _main(self) -> None:
         downloader = Downloader(self._settings.download, self._note_pause, self._bodies)
         async with downloader:
@@ -185,7 +144,7 @@ class Feeder:
                 await self._feed(downloader)
             finally:
                 rotation.cancel()
-                self._close_all()
+                self._close_shards()
                 await asyncio.gather(*self._tasks)
                 self._fed.set()
                 self._pause_noted.set()
@@ -196,10 +155,10 @@ class Feeder:
 
     async def _feed(self, downloader: Downloader) -> None:
         while not self._draining.is_set():
-            if all(run.left == 0 for run in self._running):
+            if all(run.left == 0 for run in self._claimer.running):
                 await self._settle()
                 return
-            images = await self._claim(Suspicion.NONE)
+            images = await self._claimer.claim(Suspicion.NONE)
             if images:
                 await self._start(downloader, images)
                 continue
@@ -210,9 +169,9 @@ class Feeder:
     async def _feed_suspects(self, downloader: Downloader) -> bool:
         """Images that were there when a worker died: few or one at a time, with nothing else."""
         for suspicion in (Suspicion.SOME, Suspicion.GRAVE):
-            images = await self._claim(suspicion)
+            images = await self._claimer.claim(suspicion)
             if images:
-                self._close_all()
+                self._close_shards()
                 await self._start(downloader, images)
                 await self._settle()
                 return True
@@ -222,11 +181,10 @@ class Feeder:
         """Wait for what another worker holds, or what is due soon. False: nothing is, or drain."""
         deadline = time.monotonic() + self._settings.extract.wait_s
         while not self._draining.is_set():
-            await self._in_database(self._look_out)
-            outlooks = [run.outlook for run in self._running if run.outlook is not None]
+            outlooks = await self._claimer.look_out()
             soon = min((o.next_in_s for o in outlooks if o.next_in_s is not None), default=None)
             if soon is None or time.monotonic() + soon > deadline:
-                await self._in_database(self._count_waiting)
+                await self._claimer.count_waiting()
                 return False
             if any(o.due_in_s is not None and o.due_in_s <= 0 for o in outlooks):
                 return True
@@ -234,17 +192,9 @@ class Feeder:
             if all(o.lease_ends_in_s is None for o in outlooks):
                 continue
             # Another worker may give images back at any moment: look, and wait on.
-            if await self._in_database(self._rescue):
+            if await self._claimer.rescue():
                 return True
         return False
-
-    def _look_out(self, connection: Connection) -> None:
-        for run in self._running:
-            run.outlook = claim.outlook(connection, run.model.model_key)
-
-    def _count_waiting(self, connection: Connection) -> None:
-        for run in self._running:
-            run.waiting = claim.count_pending(connection, run.model.model_key)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -252,8 +202,8 @@ class Feeder:
 
     async def _settle(self) -> None:
         """Record all open shards, whatever they hold."""
-        self._close_all()
-        while any(run.open_shards for run in self._running) and not self._draining.is_set():
+        self._close_shards()
+        while any(run.open_shards for run in self._claimer.running) and not self._draining.is_set():
             await self._next_change()
 
     async def _next_change(self) -> None:
@@ -271,12 +221,12 @@ class Feeder:
         while True:
             await asyncio.sleep(_POLL_S)
             self._meter()
-            if self._claiming:
+            if self._claimer.busy:
                 continue
             opened_before = time.monotonic() - self._settings.extract.shard_max_s
             for run in self._models:
                 if run.current is not None and run.current.opened_at < opened_before:
-                    self._close_current(run)
+                    run.close_shard()
 
     def _note_pause(self, host: str, seconds: float) -> None:
         self._paused_until[host] = self._loop.time() + seconds
@@ -290,171 +240,15 @@ class Feeder:
             self._pause_noted.clear()
             until, self._paused_until = self._paused_until, {}
             ours = {host: end - self._loop.time() for host, end in until.items()}
-            paused = await self._in_database(
+            paused = await self._database.run(
                 lambda connection, ours=ours: hosts.share_pauses(connection, ours)  # type: ignore[misc]
             )
             for host, seconds in paused.items():
                 downloader.pause(host, seconds)
 
-    def _close_all(self) -> None:
+    def _close_shards(self) -> None:
         for run in self._models:
-            self._close_current(run)
-
-    def _close_current(self, run: ModelRun) -> None:
-        if run.current is not None:
-            run.recorder.close(run.current)
-            run.current = None
-
-    async def _claim(self, suspicion: Suspicion) -> list[WantedImage]:
-        """Claim for the current shards, or for new ones; what the first model finds that leads."""
-        self._claiming = True
-        try:
-            for run in await self._by_progress():
-                images = await self._claim_led_by(run, suspicion)
-                if images:
-                    return images
-            return []
-        finally:
-            self._claiming = False
-            for run in self._models:
-                if run.error is not None:
-                    self._close_current(run)
-
-    async def _by_progress(self) -> list[ModelRun]:
-        """Those that may claim more, the one that knows the least of the catalogue first."""
-        runs = {run.model.model_key: run for run in self._running if run.left != 0}
-        if len(runs) < 2:
-            return list(runs.values())
-        order = await self._in_database(lambda c: claim.by_progress(c, list(runs)))
-        return [runs[model_key] for model_key in order]
-
-    async def _claim_led_by(self, leader: ModelRun, suspicion: Suspicion) -> list[WantedImage]:
-        while True:
-            try:
-                claims, were_due = await self._claim_once(leader, suspicion)
-            except _LeaseLostError as lost:
-                log.warning("lease_lost", model=lost.run.model.name)
-                self._close_current(lost.run)
-                continue
-            if claims:
-                return self._count(claims)
-            # Behind images whose hosts are paused there may be others, as behind what is not
-            # seeded.
-            if not were_due and (suspicion is not Suspicion.NONE or not await self._seed(leader)):
-                return []
-
-    async def _claim_once(
-        self, leader: ModelRun, suspicion: Suspicion
-    ) -> tuple[dict[_Lease, list[ClaimedImage]], bool]:
-        """What each model got that got anything; and whether anything of the leader's was due."""
-        others = [run for run in self._running if run is not leader and run.left != 0]
-        first, *leases = [
-            _Lease(
-                run=run,
-                token=run.current.token if run.current else LeaseToken(uuid4()),
-                new=run.current is None,
-            )
-            for run in [leader, *others]
-        ]
-        rows = min(_CLAIM_ROWS, self._room(leader), *(self._room(run) for run in others))
-
-        def step(connection: Connection) -> tuple[dict[_Lease, list[ClaimedImage]], bool]:
-            self._rescue(connection)
-            with self._claiming_under(connection, first) as led:
-                due = claim.claim_images(
-                    connection,
-                    token=first.token,
-                    model_key=leader.model.model_key,
-                    rows=rows,
-                    suspicion=suspicion,
-                    place=leader.place if suspicion is Suspicion.NONE else None,
-                )
-                led.extend(claim.release_paused(connection, token=first.token, images=due))
-            claims = {first: led}
-            for lease in leases if led else []:
-                with self._claiming_under(connection, lease) as along:
-                    along.extend(
-                        claim.claim_along(
-                            connection,
-                            token=lease.token,
-                            model_key=lease.run.model.model_key,
-                            images=led,
-                            suspicion=suspicion,
-                        )
-                    )
-                claims[lease] = along
-            return {lease: images for lease, images in claims.items() if images}, bool(due)
-
-        return await self._in_database(step)
-
-    @contextmanager
-    def _claiming_under(
-        self, connection: Connection, lease: _Lease
-    ) -> Iterator[list[ClaimedImage]]:
-        """The list is to be filled with what is claimed; a lease that gets nothing is not kept."""
-        if lease.new:
-            claim.open_lease(
-                connection,
-                token=lease.token,
-                model_key=lease.run.model.model_key,
-                run_id=lease.run.run_id,
-                lease_s=self._settings.extract.lease_s,
-            )
-        images: list[ClaimedImage] = []
-        try:
-            yield images
-        except FencedError:
-            raise _LeaseLostError(lease.run) from None
-        if lease.new and not images:
-            claim.close_lease(connection, lease.token)
-
-    def _room(self, run: ModelRun) -> int:
-        """How many images the model may claim for its current shard."""
-        room = self._settings.extract.shard_rows - (run.current.claimed if run.current else 0)
-        return room if run.left is None else min(room, run.left)
-
-    def _rescue(self, connection: Connection) -> int:
-        return sum(
-            claim.rescue_images(
-                connection,
-                run.model.model_key,
-                lease_s=self._settings.extract.lease_s,
-                own_run=run.run_id,
-            )
-            for run in self._running
-        )
-
-    def _count(self, claims: Mapping[_Lease, Sequence[ClaimedImage]]) -> list[WantedImage]:
-        """Take note of what was claimed; by image."""
-        wanted: dict[ImageId, list[tuple[ModelRun, ClaimedImage]]] = {}
-        for lease, images in claims.items():
-            run = lease.run
-            shard = run.current
-            if shard is None:
-                shard = run.current = OpenShard(token=lease.token)
-                run.open_shards += 1
-                run.recorder.watch(shard)
-            shard.claimed += len(images)
-            run.claimed += len(images)
-            if run.left is not None:
-                run.left -= len(images)
-            if shard.claimed >= self._settings.extract.shard_rows:
-                self._close_current(run)
-            for image in images:
-                wanted.setdefault(image.image_id, []).append((run, image))
-        return [WantedImage(claims=tuple(parts)) for parts in wanted.values()]
-
-    async def _seed(self, leader: ModelRun) -> int:
-        """Make more images pending for a model, and for those that know no more than it now."""
-        seeded = await self._in_database(
-            lambda connection: claim.seed_images(connection, leader.model.model_key)
-        )
-        if seeded:
-            for run in takewhile(lambda run: run is not leader, await self._by_progress()):
-                await self._in_database(
-                    lambda connection, run=run: claim.seed_images(connection, run.model.model_key)  # type: ignore[misc]
-                )
-        return seeded
+            run.close_shard()
 
     async def _start(self, downloader: Downloader, images: list[WantedImage]) -> None:
         for image in images:
@@ -500,13 +294,6 @@ class Feeder:
             _give_back(wanted)
         else:
             self._on_body(wanted, download)
-
-    async def _in_database(self, step: Callable[[Connection], T]) -> T:
-        def timed() -> T:
-            with self._core_time.measured("database", self._core_time.models):
-                return self._database.run(step)
-
-        return await asyncio.to_thread(timed)
 
 
 def _give_back(wanted: WantedImage) -> None:

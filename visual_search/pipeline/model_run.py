@@ -44,7 +44,8 @@ class ModelRun:
         recorder: Takes the outcome of every image that was claimed for the model.
         cut: Set when what is not embedded yet is to be given back.
         error: What stopped the model, if anything did; the run may go on with others.
-        current: The shard for which images are claimed. This and what follows is the feeder's.
+        current: The shard for which images are claimed. This, what follows and
+            `close_shard` are the feeder's.
         open_shards: How many are not recorded yet.
         place: In the model's queue.
         left: How many images may still be claimed; `None`: all.
@@ -99,6 +100,12 @@ class ModelRun:
             self.error = error
         self.cut.set()
         self._on_failed(self)
+
+    def close_shard(self) -> None:
+        """Claim no more for the current shard, if there is one: what it holds is recorded."""
+        if self.current is not None:
+            self.recorder.close(self.current)
+            self.current = None
 
     def figures(self) -> RunFigures:
         """What was done so far."""
