@@ -10,6 +10,7 @@ from visual_search.database import migrate
 from visual_search.database.connection import Database, open_database
 from visual_search.errors import RunError, SchemaError, UsageError
 from visual_search.models import registry, weights
+from visual_search.models.runtimes import openvino_release
 from visual_search.settings import Settings
 from visual_search.shard import output_folder, prepare_output
 
@@ -95,7 +96,7 @@ def _device(settings: Settings) -> Finding:
     except UsageError as error:
         return Finding(subject="device", ok=False, detail=str(error))
     fast = "bf16 and fp32" if embed.does_bf16_fast(device) else "fp32"
-    release = embed.openvino_release()
+    release = openvino_release()
     runtimes = "torch" if release is None else f"torch and OpenVINO {release}"
     return Finding(
         subject="device", ok=True, detail=f"{device}, fast in {fast}; there is {runtimes}"

@@ -19,9 +19,9 @@ from tests.unit.test_embed import cosines
 from visual_search import pipeline
 from visual_search.database import connection
 from visual_search.database.connection import Database
-from visual_search.embed import openvino_release, quantisation, runtime
+from visual_search.embed import quantisation
 from visual_search.errors import ExitCode
-from visual_search.models import registry
+from visual_search.models import registry, runtimes
 from visual_search.shard import local_path, read_vectors
 
 INT8: dict[str, Any] = {"embed": {"device": "cpu", "runtime": "auto", "precision": "int8"}}
@@ -65,7 +65,7 @@ def test_a_shard_says_what_computed_it(place: Workplace) -> None:
     first, second = (metadata[b"vsearch.runtime"].decode() for metadata in shard_metadata(place))
     assert first.startswith("torch ")
     assert first.endswith(" cpu fp32")
-    assert second == f"openvino {openvino_release()} fp32"
+    assert second == f"openvino {runtimes.openvino_release()} fp32"
     assert place.rows("SELECT count(*) FROM models") == [(1,)]
 
 
@@ -224,7 +224,7 @@ def test_int8_without_openvino_is_an_error_and_no_fallback(
     place.publish(64)
     place.extract(**INT8)
     place.publish(1, start=64)
-    monkeypatch.setattr(runtime, "openvino_release", lambda: None)
+    monkeypatch.setattr(runtimes, "openvino_release", lambda: None)
     (known,) = place.extract(**INT8)
     place.models["other"] = place.models["tiny"]
     (unknown,) = place.extract("other", **INT8)
@@ -232,6 +232,24 @@ def test_int8_without_openvino_is_an_error_and_no_fallback(
         assert result.exit_code is ExitCode.USAGE
         assert "precision int8 needs OpenVINO" in str(result.error)
     assert place.rows("SELECT count(*) FROM models") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"runtime": "openvino", "compile": True},
+        {"runtime": "openvino", "device": "cuda"},
+        {"runtime": "torch", "precision": "int8"},
+    ],
+)
+def test_demands_that_contradict_each_other_begin_no_run(
+    place: Workplace, asked: dict[str, Any]
+) -> None:
+    place.publish(1)
+    (result,) = place.extract(embed=asked)
+    assert result.exit_code is ExitCode.USAGE
+    assert place.rows("SELECT count(*) FROM models") == [(0,)]
+    assert place.rows("SELECT count(*) FROM runs") == [(0,)]
 
 
 def test_a_table_that_says_another_precision_is_not_overruled(place: Workplace) -> None:

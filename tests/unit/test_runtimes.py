@@ -17,12 +17,12 @@ from torch._dynamo import config as dynamo
 
 from tests.unit.test_embed import cosines, noise
 from visual_search import models
-from visual_search.embed import Embedder, device, embedder, openvino, runtime
+from visual_search.embed import Embedder, embedder, openvino, runtime
 from visual_search.embed.compiled import Compiled
 from visual_search.embed.openvino import OpenVino
 from visual_search.embed.quantisation import quantise
 from visual_search.errors import ExitCode, SettingsError, WeightsError
-from visual_search.models import weights
+from visual_search.models import runtimes, weights
 from visual_search.models.artefacts import artefact_path, read_artefact, write_artefact
 from visual_search.models.spec import ModelPrecision, ModelSpec
 from visual_search.settings import ModelTable
@@ -61,7 +61,7 @@ def test_openvino_gives_torchs_vectors(table: dict[str, Any]) -> None:
     spec = spec_of(**table)
     expected = Embedder(spec, None, CPU).embed(noise(7, 32))
     fast = Embedder(spec, None, CPU, runtime="openvino")
-    assert fast.runtime == f"openvino {device.openvino_release()} fp32"
+    assert fast.runtime == f"openvino {runtimes.openvino_release()} fp32"
     np.testing.assert_allclose(fast.embed(noise(7, 32)), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(fast.embed(noise(7, 32)[2:3]), expected[2:3], rtol=1e-4, atol=1e-5)
 
@@ -154,7 +154,7 @@ def test_auto_is_openvino_where_that_is_there(monkeypatch: pytest.MonkeyPatch) -
 def test_what_was_asked_for_and_is_not_there_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, precision: ModelPrecision, options: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setattr(runtime, "openvino_release", lambda: None)
+    monkeypatch.setattr(runtimes, "openvino_release", lambda: None)
     with pytest.raises(SettingsError, match=words) as refused:
         Embedder(spec_of(precision), None, CPU, **options)
     assert refused.value.exit_code is ExitCode.USAGE
@@ -195,7 +195,7 @@ def test_a_network_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(openvino, "torch_release", lambda: "2.99")
     Embedder(spec_of(), None, CPU, runtime="openvino", kept=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    assert file.name.startswith(f"{spec_of().model_id}-openvino{device.openvino_release()}-torch")
+    assert file.name.startswith(f"{spec_of().model_id}-openvino{runtimes.openvino_release()}-torch")
 
 
 def test_a_kept_network_that_is_damaged_is_converted_again(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_an_int8_model_is_near_its_fp32_model(tmp_path: Path) -> None:
     exact = Embedder(spec_of(), None, CPU).embed(noise(20, 32))
     spec, path = quantised(tmp_path)
     fast = Embedder(spec, path, CPU, runtime="auto")
-    assert fast.runtime == f"openvino {device.openvino_release()} int8"
+    assert fast.runtime == f"openvino {runtimes.openvino_release()} int8"
     found = fast.embed(noise(20, 32))
     assert cosines(found, exact).min() >= 0.98
     assert not np.allclose(found, exact, rtol=1e-5)

@@ -10,7 +10,6 @@ from visual_search.embed.device import (
     batches_at_a_time,
     choose_device,
     does_bf16_fast,
-    openvino_release,
 )
 from visual_search.embed.embedder import Embedder
 from visual_search.embed.preparation import prepare
@@ -20,6 +19,5 @@ __all__ = [
     "batches_at_a_time",
     "choose_device",
     "does_bf16_fast",
-    "openvino_release",
     "prepare",
 ]

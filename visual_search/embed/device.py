@@ -1,6 +1,5 @@
 """What there is on this machine to compute with."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import torch
@@ -60,11 +59,3 @@ def does_bf16_fast(device: torch.device) -> bool:
 def torch_release() -> str:
     """Such as `2.14.1`, without what it was built for."""
     return torch.__version__.partition("+")[0]
-
-
-def openvino_release() -> str | None:
-    """Such as `2026.4.1`; `None` where it is not installed. Nothing is imported to find out."""
-    try:
-        return version("openvino")
-    except PackageNotFoundError:
-        return None

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from visual_search.cores import usable_cores
-from visual_search.embed.device import openvino_release, torch_release
+from visual_search.embed.device import torch_release
 from visual_search.embed.network import PixelNetwork, UnsuitableError, exported, first_line
 from visual_search.errors import StorageError, WeightsError
 from visual_search.models.artefacts import write_artefact
+from visual_search.models.runtimes import openvino_release
 from visual_search.models.spec import ModelSpec
 
 # OpenVINO and NNCF tell their makers of every use, unless this package is missing. Who runs

@@ -5,8 +5,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from visual_search.embed.device import openvino_release
-from visual_search.errors import SettingsError
+from visual_search.models.runtimes import check_runtime, openvino_release
 from visual_search.models.spec import ModelSpec
 from visual_search.settings import RuntimeName
 
@@ -35,30 +34,13 @@ def choose_runtime(
     """The runtime to try for a model.
 
     Raises:
-        SettingsError: What the user or the model asks for cannot be had here.
+        SettingsError: As of `check_runtime`.
     """
-    int8 = spec.precision == "int8"
-    if compiled and (asked == "openvino" or int8):
-        what = "precision int8" if int8 else "runtime openvino"
-        raise SettingsError(f"--compile is for runtime torch; {what} has a compiler of its own")
-    if int8 and asked == "torch":
-        raise SettingsError("precision int8 needs runtime openvino; leave out --runtime torch")
+    check_runtime(spec.precision, asked, device.type, compiled=compiled)  # type: ignore[arg-type]
     if compiled:
         return "compiled"
-    if asked == "openvino" or int8:
-        check_openvino(device, "precision int8" if int8 else "runtime openvino")
+    if asked == "openvino" or spec.precision == "int8":
         return "openvino"
     if asked == "auto" and device.type == "cpu" and openvino_release() is not None:
         return "openvino"
     return "eager"
-
-
-def check_openvino(device: torch.device, what: str) -> None:
-    """Raise `SettingsError` unless OpenVINO can compute `what` on this device."""
-    if device.type != "cpu":
-        raise SettingsError(f"{what} is computed on the CPU, not on {device.type}; --device cpu")
-    if openvino_release() is None:
-        raise SettingsError(
-            f"{what} needs OpenVINO, which is not installed here; "
-            '`pip install "visual-search[openvino]"`'
-        )

@@ -23,6 +23,7 @@ from visual_search.images import RunId
 from visual_search.models import registry, weights
 from visual_search.models.artefacts import artefact_path
 from visual_search.models.registry import RegisteredModel
+from visual_search.models.runtimes import check_runtime
 from visual_search.models.spec import ModelPrecision, ModelSpec
 from visual_search.pipeline import quantise
 from visual_search.pipeline.signals import StopSignals
@@ -170,6 +171,10 @@ def resolve_model(database: Database, settings: Settings, name: str) -> ModelSpe
     Precision: as asked for; else that of the active model; else as its table says; else what this
     device does fast. Torch is imported only in the last case. Of int8, it is a recipe until a model
     was made by it.
+
+    Raises:
+        ModelError: There is no such model, or not in this precision.
+        SettingsError: The runtime asked for cannot compute it.
     """
     precision = _precision(database, settings, name)
     spec = models.resolve(name, settings.models, precision=precision, home=settings.home)
@@ -178,6 +183,8 @@ def resolve_model(database: Database, settings: Settings, name: str) -> ModelSpe
             f"the table of {name!r} says precision = {spec.precision!r}; take that line out of it "
             "for --precision int8"
         )
+    asked = settings.embed
+    check_runtime(spec.precision, asked.runtime, asked.device, compiled=asked.compile)
     return quantise.find_quantised(database, spec) if precision == "int8" else spec
 
 

@@ -59,15 +59,9 @@ def make_quantised(
         output: The folder of the vectors, where the artefact goes.
 
     Raises:
-        SettingsError: OpenVINO is not installed.
         ModelError: The model cannot be quantised, or too few images can be had.
         WeightsError, StorageError: Weights cannot be read, the artefact cannot be written.
     """
-    import torch  # noqa: PLC0415 - takes seconds
-
-    from visual_search.embed.runtime import check_openvino  # noqa: PLC0415 - imports torch
-
-    check_openvino(torch.device("cpu"), "precision int8")
     file = weights.obtain(recipe, settings.weights, home=settings.home)
     prepare_output(output, database.run(record.catalogue_id))
     said = False
