@@ -5,6 +5,7 @@
 #   make test PYTEST_FLAGS='-k claim -x'           what pytest takes
 #   make mutants MUTANTS='rescue fsync'            those with one of these words in their names
 #   make bench IMAGES=FOLDER BENCH_FLAGS='--rounds 5'   on photos of yours, more rounds
+#   make bench BENCH_FLAGS='--model efficientnet_lite0'   a model with weights
 #   make bench-db BENCH_FLAGS='--images 1000000'   in a smaller catalogue
 
 PYTHON ?= python3
@@ -107,7 +108,7 @@ $(BENCH_INSTALLED): $(RUNTIME)
 	here=$$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	echo "import site; site.addsitedir('$$below')" > $$here/below.pth
 	@echo "Installing what vsearch is compared with into $(BENCH)"
-	@$(BENCH)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
+	@$(BENCH)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[bench,openvino]'
 	@touch $@
 
 comma := ,

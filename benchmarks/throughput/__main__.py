@@ -2,6 +2,7 @@
 
     make bench
     make bench IMAGES=FOLDER BENCH_FLAGS='--rounds 5 --count 2400'
+    make bench IMAGES=FOLDER BENCH_FLAGS='--model efficientnet_lite0'
 
 Each round measures everything once, one after the other, each in a process of its own, with the
 same photos from the same server on this machine. Machines are noisy: what counts are the ratios
@@ -31,17 +32,13 @@ from visual_search.demo.products import assortment
 from visual_search.embed import choose_device, does_bf16_fast
 
 ROOT = Path(__file__).parents[2]
-MODEL = "resnet18_random"
+RANDOM = "resnet18_random"
 CONFIG = f"""
 [download]
 allow_networks = ["127.0.0.1/32"]
 allow_ports = []
 
-# What all others have.
-[embed]
-runtime = "torch"
-
-[models.{MODEL}]
+[models.{RANDOM}]
 builder = "torchvision:resnet18"
 weights = "random:0"
 """
@@ -53,15 +50,27 @@ class Contender:
 
     Attributes:
         share: Of the images, which it gets: for those whose rate does not depend on how many.
+        flags: Of `vsearch extract`.
     """
 
     module: str
     recipe: Literal["same", "documented"]
     share: float = 1.0
+    flags: tuple[str, ...] = ()
 
 
 CONTENDERS = {
-    VSEARCH: Contender(module="vsearch_job", recipe="same"),
+    # What all others have.
+    VSEARCH: Contender(module="vsearch_job", recipe="same", flags=("--runtime", "torch")),
+    "vsearch --compile": Contender(
+        module="vsearch_job", recipe="same", flags=("--runtime", "torch", "--compile")
+    ),
+    "vsearch --runtime openvino": Contender(
+        module="vsearch_job", recipe="same", flags=("--runtime", "openvino")
+    ),
+    "vsearch --precision int8": Contender(
+        module="vsearch_job", recipe="same", flags=("--precision", "int8")
+    ),
     "Daft, same network": Contender(module="daft_job", recipe="same"),
     "Ray Data, same network": Contender(module="ray_job", recipe="same"),
     "Daft, plain network": Contender(module="daft_job", recipe="documented", share=1 / 3),
@@ -75,12 +84,12 @@ STAGES = Contender(module="stages", recipe="same", share=1 / 3)
 def main() -> None:
     given = _arguments()
     given.output.mkdir(parents=True, exist_ok=True)
-    document = given.output / "throughput.json"
+    document = given.output / f"throughput-{given.model}.json"
     earlier = Results.read(document).rounds if given.add else ()
     results = Results(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine.described(),
-        model=MODEL,
+        model=given.model,
         precision=_precision(),
         images=given.count,
         rounds=earlier,
@@ -91,8 +100,9 @@ def main() -> None:
             results = replace(results, rounds=(*results.rounds, _round(images, results)))
             results.write(document)
             print(f"{report.text(results)}\n", flush=True)
-    plot.draw(results, given.output / "throughput.svg")
-    print(f"{given.output}: throughput.json, throughput.svg")
+    picture = document.with_suffix(".svg")
+    plot.draw(results, picture)
+    print(f"{given.output}: {document.name}, {picture.name}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -100,6 +110,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--images", type=Path, help="a folder of pictures; without it, drawn ones")
+    parser.add_argument("--model", default=RANDOM, help="its own random one, or a built-in one")
     parser.add_argument("--count", type=int, default=1200, help="how many, repeated if need be")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--add", action="store_true", help="to the rounds of the last time")
@@ -170,10 +181,16 @@ def _round(images: Path, results: Results) -> Round:
 
 def _run(job: Job, contender: Contender) -> tuple[Job, float]:
     """The job that was done, and how long its process lived."""
-    folder = job.folder / f"{contender.module}-{contender.recipe}"
+    folder = job.folder / "".join((contender.module, "-", contender.recipe, *contender.flags))
     folder.mkdir()
     images = round(contender.share * len(job.urls))
-    own = replace(job, urls=job.urls[:images], recipe=contender.recipe, folder=folder)
+    own = replace(
+        job,
+        urls=job.urls[:images],
+        recipe=contender.recipe,
+        flags=contender.flags,
+        folder=folder,
+    )
     print(f"{folder.name}: {images:,} images", file=sys.stderr, flush=True)
     started = time.monotonic()
     with (folder / "log").open("w") as log:

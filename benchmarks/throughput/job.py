@@ -39,6 +39,7 @@ class Job:
         config: A settings file of vsearch with the model's table in it.
         recipe: `same` is the network as vsearch computes it; `documented` the one that the
             contender's own documentation would lead to, in fp32.
+        flags: Of `vsearch extract`; others have none.
         folder: Empty; the contender's own.
     """
 
@@ -47,6 +48,7 @@ class Job:
     model: str
     precision: Literal["fp32", "bf16"]
     recipe: Literal["same", "documented"] = "same"
+    flags: tuple[str, ...] = ()
     folder: Path
 
     @property
@@ -67,7 +69,8 @@ class Job:
         """The job whose path is the program's argument."""
         plain = json.loads(Path(sys.argv[1]).read_text())
         plain |= {name: Path(plain[name]) for name in ("config", "folder")}
-        return cls(**plain | {"urls": tuple(plain["urls"])})
+        plain |= {name: tuple(plain[name]) for name in ("urls", "flags")}
+        return cls(**plain)
 
     def stamp(self, images: int) -> None:
         """A batch is done. Several processes may say so at once."""

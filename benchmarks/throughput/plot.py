@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.throughput.figures import Spread
-from benchmarks.throughput.rounds import VSEARCH, Results
+from benchmarks.throughput.rounds import Results
 
 _OURS, _THEIRS, _LIMIT = "#1f6f8b", "#b8b8b8", "#c0392b"
 
@@ -41,7 +41,7 @@ def _draw_rates(axes: Axes, results: Results) -> None:
             [spreads[name].median - spreads[name].least for name in names],
             [spreads[name].most - spreads[name].median for name in names],
         ),
-        color=[_OURS if name == VSEARCH else _THEIRS for name in names],
+        color=[_OURS if name in results.variants else _THEIRS for name in names],
     )
     limit = Spread.of(results.limits()).median
     axes.axvline(limit, color=_LIMIT, label="limit of vsearch's stages")

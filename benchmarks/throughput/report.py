@@ -20,10 +20,7 @@ def text(results: Results) -> str:
                 ("images/s", "steady", "by the clock", "cosine, least", "own is nearest"),
                 _rates(results),
             ),
-            _table(
-                ("vsearch, as many times as", "median (least–most)"),
-                [(name, _spread(values, 2)) for name, values in results.ratios().items()],
-            ),
+            _table(("as many times as", *results.variants), _ratios(results)),
             _table(
                 ("core-milliseconds an image", "alone", "in vsearch"),
                 _stages(results),
@@ -50,6 +47,11 @@ def _rates(results: Results) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _ratios(results: Results) -> list[tuple[str, ...]]:
+    variants = [results.ratios(variant) for variant in results.variants]
+    return [(name, *(_spread(ratios[name], 2) for ratios in variants)) for name in variants[0]]
 
 
 def _stages(results: Results) -> list[tuple[str, ...]]:

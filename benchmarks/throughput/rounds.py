@@ -92,18 +92,23 @@ class Results:
         cores = self.machine["cores"]
         return [limit(cores, one.core_seconds_per_stage) for one in self.rounds]
 
-    def ratios(self) -> dict[str, list[float]]:
-        """vsearch's steady rate to everything else, of each round."""
-        ours = [one.contenders[VSEARCH].steady for one in self.rounds]
-        others = {
+    @property
+    def variants(self) -> list[str]:
+        """The contenders that are vsearch, the plain one first."""
+        return [name for name in self.rounds[0].contenders if name.startswith(VSEARCH)]
+
+    def ratios(self, variant: str) -> dict[str, list[float]]:
+        """A variant's steady rate to that of everything else, of each round."""
+        rates = {
             "the limit of its stages": self.limits(),
             "inference alone": [one.best_inference for one in self.rounds],
         } | {
             name: [one.contenders[name].steady for one in self.rounds]
             for name in self.rounds[0].contenders
-            if name != VSEARCH
+            if name == VSEARCH or name not in self.variants
         }
+        ours = [one.contenders[variant].steady for one in self.rounds]
         return {
-            name: [mine / theirs for mine, theirs in zip(ours, rates, strict=True)]
-            for name, rates in others.items()
+            name: [mine / theirs for mine, theirs in zip(ours, others, strict=True)]
+            for name, others in rates.items()
         }

@@ -37,7 +37,9 @@ class Answer:
 def main() -> None:
     job = Job.of_command_line()
     vsearch(job, "catalog", "import", "-", "--json", say="\n".join(job.urls))
-    run = vsearch(job, "extract", "--model", job.model, *_precision(job), "--json")
+    # A precision among the flags comes later, and counts.
+    precision = ("--precision", job.precision)
+    run = vsearch(job, "extract", "--model", job.model, *precision, *job.flags, "--json")
     (result,) = run.document["results"]
     if result["counts"]["done"] != len(job.urls):
         sys.exit(f"not all images were embedded: {result}")
@@ -86,10 +88,6 @@ def vsearch(job: Job, *arguments: str, say: str | None = None) -> Answer:
         seconds=seconds,
         core_seconds=usage.ru_utime + usage.ru_stime,
     )
-
-
-def _precision(job: Job) -> tuple[str, ...]:
-    return ("--precision", job.precision) if job.recipe == "same" else ()
 
 
 def _path(uri: str) -> Path:
