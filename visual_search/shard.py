@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,18 +54,21 @@ def prepare_output(folder: Path, catalogue_id: UUID) -> None:
         UsageError: It holds the vectors of another catalogue; image ids would be mixed up.
     """
     marker = folder / FOLDER_MARKER
+    content = json.dumps({"catalogue_id": str(catalogue_id)}).encode() + b"\n"
     # Workers in containers have one folder and the same process number.
-    probe = folder / f".{FOLDER_MARKER}.{uuid4()}"
+    partial = folder / f".{FOLDER_MARKER}.{uuid4()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text(json.dumps({"catalogue_id": str(catalogue_id)}) + "\n")
         if marker.exists():
-            probe.unlink()
+            # A file without a name, of which nothing is left if this process is killed.
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(content)
         else:
-            probe.replace(marker)
+            partial.write_bytes(content)
+            partial.replace(marker)
     except OSError as error:
         with suppress(OSError):
-            probe.unlink()
+            partial.unlink()
         raise StorageError(
             f"cannot write vectors to {folder}: {_words(error)}; --output names another folder"
         ) from error

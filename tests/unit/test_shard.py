@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -210,6 +212,25 @@ def test_a_folder_belongs_to_one_catalogue(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "vectors").iterdir()} == {FOLDER_MARKER}
     with pytest.raises(UsageError, match="another catalogue"):
         prepare_output(tmp_path / "vectors", other)
+
+
+def test_a_worker_killed_while_it_tries_the_folder_leaves_nothing(tmp_path: Path) -> None:
+    prepare_output(tmp_path, UUID(int=0))
+    code = """
+import os, pathlib, tempfile, uuid
+from visual_search.shard import prepare_output
+original = tempfile.TemporaryFile
+def fatal(**named):
+    file = original(**named)
+    file.write(b"x")
+    file.flush()
+    os._exit(9)
+tempfile.TemporaryFile = fatal
+prepare_output(pathlib.Path.cwd(), uuid.UUID(int=0))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert killed.returncode == 9
+    assert {path.name for path in tmp_path.iterdir()} == {FOLDER_MARKER}
 
 
 def test_an_output_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
