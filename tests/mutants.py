@@ -46,7 +46,9 @@ _DUE = "visual_search/claim/due.py"
 _LEASES = "visual_search/claim/leases.py"
 _SEEDING = "visual_search/claim/seeding.py"
 _RECORD = "visual_search/record.py"
-_SHARD = "visual_search/shard.py"
+_SHARD_WRITER = "visual_search/shard/writer.py"
+_SHARD_READING = "visual_search/shard/reading.py"
+_FOLDER = "visual_search/storage/folder.py"
 _UPKEEP = "visual_search/upkeep.py"
 _RECORDER = "visual_search/pipeline/recorder.py"
 _FAILURE_RATE = "visual_search/pipeline/failure_rate.py"
@@ -253,42 +255,42 @@ MUTANTS = (
     ),
     Mutant(
         name="a shard has its name before it is on the disk",
-        path=_SHARD,
+        path=_SHARD_WRITER,
         old="""
-            os.fsync(self._file.fileno())
-            self._file.close()
-            digest = file_sha256(self._partial)
-            size = self._partial.stat().st_size
-            self._partial.replace(self.path)
+            os.fsync(file.fileno())
+            size = file.seek(0, os.SEEK_END)
+            digest = sha256_of(file)
+            self._new.publish()
 """,
         new="""
-            digest = file_sha256(self._partial)
-            size = self._partial.stat().st_size
-            self._partial.replace(self.path)
-            os.fsync(self._file.fileno())
-            self._file.close()
+            size = file.seek(0, os.SEEK_END)
+            digest = sha256_of(file)
+            descriptor = os.dup(file.fileno())
+            self._new.publish()
+            os.fsync(descriptor)
+            os.close(descriptor)
 """,
         tests=(f"{_TEST_DISK}::test_a_shard_is_on_the_disk_before_it_has_its_name",),
     ),
     Mutant(
         name="no fsync of a shard's file",
-        path=_SHARD,
-        old="            os.fsync(self._file.fileno())\n",
+        path=_SHARD_WRITER,
+        old="            os.fsync(file.fileno())\n",
         new="",
         tests=(f"{_TEST_DISK}::test_a_shard_is_on_the_disk_before_it_has_its_name",),
     ),
     Mutant(
         name="no fsync of a shard's folder",
-        path=_SHARD,
-        old="            _sync_folder(self.path.parent)\n",
+        path=_FOLDER,
+        old="        _sync_folder(self._path.parent)\n",
         new="",
         tests=(f"{_TEST_DISK}::test_a_shard_is_on_the_disk_before_it_has_its_name",),
     ),
     Mutant(
         name="verify does not look at the sha256",
-        path=_SHARD,
-        old="        if digest != record.sha256:\n",
-        new="        if not digest:\n",
+        path=_SHARD_READING,
+        old="            if digest != record.sha256:\n",
+        new="            if not digest:\n",
         tests=(_TEST_DAMAGE,),
     ),
     Mutant(
@@ -317,7 +319,7 @@ MUTANTS = (
     Mutant(
         name="gc collects in another catalogue's folder",
         path=_UPKEEP,
-        old="    check_owner(folder, database.run(record.catalogue_id))\n",
+        old="    check_owner(storage, database.run(record.catalogue_id))\n",
         new="",
         tests=(f"{_TEST_UPKEEP}::test_another_catalogues_folder_is_refused",),
     ),

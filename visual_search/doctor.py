@@ -12,7 +12,8 @@ from visual_search.errors import RunError, SchemaError, UsageError
 from visual_search.models import registry, weights
 from visual_search.models.runtimes import openvino_release
 from visual_search.settings import Settings
-from visual_search.shard import output_folder, prepare_output
+from visual_search.shard import prepare_output
+from visual_search.storage import open_storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +56,14 @@ def examine(settings: Settings, names: Sequence[str]) -> Iterator[Finding]:
 
 def _output(settings: Settings, database: Database | None) -> Finding:
     try:
-        folder = output_folder(settings.output_uri)
+        storage = open_storage(settings.output_uri, settings.storage)
         if database is None:
-            return Finding(subject="output", ok=True, detail=f"{folder}, not tried: no catalogue")
-        prepare_output(folder, database.run(record.catalogue_id))
+            detail = f"{storage.address}, not tried: no catalogue"
+            return Finding(subject="output", ok=True, detail=detail)
+        prepare_output(storage, database.run(record.catalogue_id))
     except RunError as error:
         return Finding(subject="output", ok=False, detail=str(error))
-    return Finding(subject="output", ok=True, detail=f"{folder} can be written")
+    return Finding(subject="output", ok=True, detail=f"{storage.address} can be written")
 
 
 def _models(

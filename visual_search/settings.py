@@ -38,6 +38,7 @@ _MAX_SHOWN: Final = 40
 _SECRETS: Final = ("proxy", "headers")
 
 # A path, or a password with an unescaped / in it, is no part of a proxy.
+_ENDPOINT: Final = r"^https?://[^/?#@\s]+$"
 _PROXY: Final = re.compile(r"https?://[^/?#\s]+/?")
 _MAX_NAME_BYTES: Final = 63
 
@@ -137,6 +138,15 @@ class ExtractSettings(_Group):
     backoff_s: float = Field(300, ge=0)
 
 
+class StorageSettings(_Group):
+    """How an object store is reached. Credentials come from where its own tools look for them."""
+
+    endpoint: str | None = Field(None, pattern=_ENDPOINT)
+    region: str | None = None
+    anonymous: bool = False
+    outage_s: float = Field(120, gt=0)
+
+
 class WeightsSettings(_Group):
     """Where published weights are fetched from."""
 
@@ -186,6 +196,7 @@ class Settings(_Redacted, BaseSettings):
     decode: DecodeSettings = DecodeSettings()
     embed: EmbedSettings = EmbedSettings()
     extract: ExtractSettings = ExtractSettings()
+    storage: StorageSettings = StorageSettings()
     weights: WeightsSettings = WeightsSettings()
     models: dict[str, ModelTable] = Field(default_factory=dict)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -12,7 +12,11 @@ from visual_search.database.connection import Database
 from visual_search.database.schema import ShardState
 from visual_search.errors import StorageError
 from visual_search.images import ShardId, ShardRecord
-from visual_search.shard import check_owner, find_damage, list_files
+from visual_search.settings import StorageSettings
+from visual_search.shard import check_owner, find_damage, list_files, list_unfinished
+from visual_search.storage import Storage, shown, words_of
+
+_WRITTEN_WITHIN_S: Final = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,20 +32,25 @@ class Garbage:
     """A file of ours that no committed shard needs.
 
     Attributes:
-        why: `abandoned`, `discarded`, or `unknown` to the table.
+        path: Or, in an object store, the URI.
+        why: `abandoned`, `discarded`, `unknown` to the table; `unfinished` if it is no shard's.
     """
 
-    path: Path
+    path: str
     bytes: int
     why: str
 
 
-def find_damaged(shards: Sequence[ShardRecord]) -> list[DamagedShard]:
-    """Read every shard's file and compare it with the record."""
+def find_damaged(shards: Sequence[ShardRecord], storage: StorageSettings) -> list[DamagedShard]:
+    """Read every shard's file and compare it with the record.
+
+    Raises:
+        StorageError: A storage cannot be reached.
+    """
     return [
         DamagedShard(shard=shard, damage=damage)
         for shard in shards
-        if (damage := find_damage(shard)) is not None
+        if (damage := find_damage(shard, storage)) is not None
     ]
 
 
@@ -59,9 +68,9 @@ def repair(database: Database, damaged: Sequence[DamagedShard]) -> int:
 
 
 def collect_garbage(
-    database: Database, folder: Path, *, grace_s: float, delete: bool
+    database: Database, storage: Storage, *, grace_s: float, delete: bool
 ) -> Iterator[Garbage]:
-    """Find, and with `delete` remove, files under `folder` that no committed shard needs.
+    """Find, and with `delete` remove, files of an output that no committed shard needs.
 
     Files are listed first and the table is read afterwards: what a worker commits in between is
     seen as committed. A shard that is still `writing` is touched only when its run has no living
@@ -69,17 +78,17 @@ def collect_garbage(
 
     Args:
         database: Whose catalogue.
-        folder: Where its shards are.
+        storage: Where its shards are.
         grace_s: Younger files are left alone.
         delete: Otherwise nothing is changed.
 
     Raises:
-        UsageError: The folder is another catalogue's, or nobody's.
-        StorageError: A file cannot be deleted.
+        UsageError: The output is another catalogue's, or nobody's.
+        StorageError: A file cannot be deleted, or the storage not be reached.
     """
-    check_owner(folder, database.run(record.catalogue_id))
+    check_owner(storage, database.run(record.catalogue_id))
     youngest = time.time() - grace_s
-    files = [file for file in list_files(folder) if file.modified_at <= youngest]
+    files = [file for file in list_files(storage) if file.modified_at <= youngest]
     for file in files:
 
         def judge(connection: Connection, shard_id: ShardId = file.shard_id) -> str | None:
@@ -89,15 +98,23 @@ def collect_garbage(
         if why is None:
             continue
         if delete:
-            _delete(file.path)
-        yield Garbage(path=file.path, bytes=file.bytes, why=why)
+            _delete(storage, file.name)
+        yield Garbage(path=shown(storage.uri(file.name)), bytes=file.bytes, why=why)
+    # No table knows who writes them, so time has to tell.
+    youngest = time.time() - max(grace_s, _WRITTEN_WITHIN_S)
+    for left in list_unfinished(storage):
+        if left.modified_at <= youngest:
+            if delete:
+                _delete(storage, left.name)
+            yield Garbage(path=shown(storage.uri(left.name)), bytes=left.bytes, why="unfinished")
 
 
-def _delete(path: Path) -> None:
+def _delete(storage: Storage, name: str) -> None:
     try:
-        path.unlink(missing_ok=True)
+        storage.delete(name)
     except OSError as error:
-        raise StorageError(f"cannot delete {path}: {error.strerror}") from error
+        where = shown(storage.uri(name))
+        raise StorageError(f"cannot delete {where}: {words_of(error)}") from error
 
 
 def _why_garbage(connection: Connection, shard_id: ShardId, *, abandon: bool) -> str | None:

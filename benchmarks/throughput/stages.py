@@ -31,6 +31,7 @@ from visual_search.models import registry
 from visual_search.models.registry import RegisteredModel
 from visual_search.settings import Settings, load_settings
 from visual_search.shard import ShardWriter
+from visual_search.storage import Folder
 
 _CLAIM_ROWS = 256
 
@@ -130,7 +131,7 @@ def _record_all(
     while claimed := database.run(claim_next):
         images += claimed
     writer = ShardWriter(
-        folder,
+        Folder(folder),
         shard_id=ShardId(UUID(int=1)),
         run_id=run_id,
         model=model.name,

@@ -24,7 +24,9 @@ from visual_search.images import (
 )
 from visual_search.report import ReportContent, gather
 from visual_search.runs import RunFigures
+from visual_search.settings import StorageSettings
 from visual_search.shard import ShardWriter
+from visual_search.storage import Folder
 
 DIM = 4
 Outcomes = Mapping[str, FailureReason]
@@ -75,7 +77,7 @@ def _write(
     model_key: ModelKey,
 ) -> None:
     writer = ShardWriter(
-        folder,
+        Folder(folder),
         shard_id=shard_id,
         run_id=run_id,
         model="tiny",
@@ -105,7 +107,9 @@ def _write(
 
 
 def report(database: Database) -> ReportContent:
-    return gather(database, "tiny", title="My shop", pictures=lambda _url: None)
+    return gather(
+        database, "tiny", title="My shop", pictures=lambda _url: None, storage=StorageSettings()
+    )
 
 
 def urls(count: int) -> list[str]:

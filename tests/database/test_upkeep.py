@@ -9,17 +9,20 @@ import pytest
 from sqlalchemy import text
 
 from tests.database.test_record import RUN, Worker
+from tests.shards import local_path
 from tests.unit.test_shard import embedded_image, writer
 from visual_search import claim, record, upkeep
 from visual_search.database.connection import Database
 from visual_search.errors import InternalError, UsageError
 from visual_search.images import ShardId
-from visual_search.shard import local_path, prepare_output
+from visual_search.settings import StorageSettings
+from visual_search.shard import prepare_output
+from visual_search.storage import Folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path, database: Database) -> Path:
-    prepare_output(tmp_path / "vectors", database.run(record.catalogue_id))
+    prepare_output(Folder(tmp_path / "vectors"), database.run(record.catalogue_id))
     return tmp_path / "vectors"
 
 
@@ -42,8 +45,8 @@ def shard_on_disk(worker: Worker, folder: Path, rows: int) -> Path:
 
 
 def collected(database: Database, folder: Path, *, delete: bool = True) -> dict[Path, str]:
-    found = upkeep.collect_garbage(database, folder, grace_s=0, delete=delete)
-    return {file.path: file.why for file in found}
+    found = upkeep.collect_garbage(database, Folder(folder), grace_s=0, delete=delete)
+    return {Path(file.path): file.why for file in found}
 
 
 def orphan(folder: Path, shard_id: ShardId | None = None) -> Path:
@@ -59,9 +62,9 @@ def test_a_damaged_shard_is_found_and_its_images_are_pending_again(
     path = shard_on_disk(worker, folder, 3)
     with database.transaction() as connection:
         shards = record.list_shards(connection)
-    assert upkeep.find_damaged(shards) == []
+    assert upkeep.find_damaged(shards, StorageSettings()) == []
     path.write_bytes(path.read_bytes()[:-1])
-    (bad,) = upkeep.find_damaged(shards)
+    (bad,) = upkeep.find_damaged(shards, StorageSettings())
     assert bad.shard.shard_id == worker.shard_id
     assert upkeep.repair(database, [bad]) == 3
     with database.transaction() as connection:
@@ -85,9 +88,9 @@ def test_orphans_are_listed_and_only_deleted_when_asked(database: Database, fold
 
 def test_young_files_are_left_alone(database: Database, folder: Path) -> None:
     path = orphan(folder)
-    assert list(upkeep.collect_garbage(database, folder, grace_s=60, delete=True)) == []
+    assert list(upkeep.collect_garbage(database, Folder(folder), grace_s=60, delete=True)) == []
     os.utime(path, (time.time() - 61,) * 2)
-    assert len(list(upkeep.collect_garbage(database, folder, grace_s=60, delete=True))) == 1
+    assert len(list(upkeep.collect_garbage(database, Folder(folder), grace_s=60, delete=True))) == 1
 
 
 def test_a_living_writers_shard_is_left_alone_and_a_dead_ones_is_abandoned_first(
@@ -122,10 +125,25 @@ def test_unfinished_files_are_collected(database: Database, folder: Path) -> Non
 
 
 def test_another_catalogues_folder_is_refused(database: Database, tmp_path: Path) -> None:
-    prepare_output(tmp_path, uuid4())
+    prepare_output(Folder(tmp_path), uuid4())
     path = orphan(tmp_path)
     with pytest.raises(UsageError, match="another catalogue"):
         collected(database, tmp_path)
     with pytest.raises(UsageError, match="no folder of vectors"):
         collected(database, tmp_path / "elsewhere")
     assert path.exists()
+
+
+def test_what_a_killed_writer_of_a_small_file_left_is_collected_once_it_is_old(
+    database: Database, folder: Path
+) -> None:
+    (folder / "artefacts").mkdir()
+    names = [f"._vsearch.json.{uuid4()}.partial", f"artefacts/.tiny-1.zip.{uuid4()}.partial"]
+    for name in names:
+        (folder / name).touch()
+    assert collected(database, folder) == {}
+    for name in names:
+        os.utime(folder / name, (0, 0))
+    assert collected(database, folder) == {folder / name: "unfinished" for name in names}
+    assert collected(database, folder) == {}
+    assert (folder / "_vsearch.json").exists()

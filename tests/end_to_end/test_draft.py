@@ -10,8 +10,8 @@ from tests import pictures
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import TINY, Workplace
 from tests.server import ImageServer
+from tests.shards import local_path, vectors_of
 from visual_search.database.connection import Database
-from visual_search.shard import local_path, read_vectors
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_draft_model_stands_beside_the_exact_one(place: Workplace) -> None:
     for model_id, uri in place.rows(
         "SELECT model_id, uri FROM shards JOIN models USING (model_key)"
     ):
-        vectors[model_id] = read_vectors(uri)[1][0]
+        vectors[model_id] = vectors_of(uri)[1][0]
         row = pq.read_table(local_path(uri), columns=["width", "height"]).to_pylist()
         assert row == [{"width": 1600, "height": 1200}]
     a, b = vectors[exact.model_id or ""], vectors[draft.model_id or ""]

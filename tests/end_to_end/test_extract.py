@@ -10,8 +10,8 @@ from aiohttp import web
 
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import Workplace, ids, jpeg
+from tests.shards import local_path
 from visual_search.errors import ExitCode
-from visual_search.shard import local_path
 
 
 def test_every_image_is_downloaded_once_and_recorded_once(place: Workplace) -> None:

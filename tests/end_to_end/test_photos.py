@@ -12,7 +12,7 @@ import torch
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import Workplace
 from tests.reference import reference_vector
-from visual_search.shard import read_vectors
+from tests.shards import vectors_of
 
 MODEL = "efficientnet_lite0"
 # Cosine to the reference: minimum, first percentile, median.
@@ -52,7 +52,7 @@ class Photos:
         """The pipeline's vectors, in the order of `paths`."""
         by_id: dict[int, npt.NDArray[np.float32]] = {}
         for (uri,) in place.rows("SELECT uri FROM shards WHERE state = 'committed'"):
-            by_id |= dict(zip(*(part.tolist() for part in read_vectors(uri)), strict=True))
+            by_id |= dict(zip(*(part.tolist() for part in vectors_of(uri)), strict=True))
         names = dict(place.rows("SELECT url, image_id FROM images"))
         return np.array(
             [by_id[names[place.server.url(f"/{path.name}")]] for path in self.paths], np.float32

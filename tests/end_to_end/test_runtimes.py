@@ -15,6 +15,7 @@ from aiohttp import web
 
 from tests.end_to_end.workplace import Workplace
 from tests.server import ImageServer
+from tests.shards import local_path, vectors_of
 from tests.unit.test_embed import cosines
 from visual_search import pipeline
 from visual_search.database import connection
@@ -22,7 +23,6 @@ from visual_search.database.connection import Database
 from visual_search.embed import quantisation
 from visual_search.errors import ExitCode
 from visual_search.models import registry, runtimes
-from visual_search.shard import local_path, read_vectors
 
 INT8: dict[str, Any] = {"embed": {"device": "cpu", "runtime": "auto", "precision": "int8"}}
 
@@ -48,7 +48,7 @@ def vectors(place: Workplace, model_id: str | None) -> np.ndarray[Any, np.dtype[
     ((uri,),) = place.rows(
         "SELECT uri FROM shards JOIN models USING (model_key) WHERE model_id = :id", id=model_id
     )
-    ids, found = read_vectors(uri)
+    ids, found = vectors_of(uri)
     return found[np.argsort(ids)]
 
 

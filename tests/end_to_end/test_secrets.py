@@ -32,6 +32,7 @@ from visual_search.cli import app
 from visual_search.database.connection import Database
 from visual_search.errors import VsearchError
 from visual_search.report import gather, write_report
+from visual_search.settings import StorageSettings
 
 # A word that nobody else says. Where it shows, a password or a part of one shows.
 CANARY = "Kanarienvogel"
@@ -579,7 +580,13 @@ def test_a_report_tells_no_secret_and_runs_nothing(aftermath: Aftermath, tmp_pat
     page = tmp_path / "report.html"
     write_report(
         page,
-        gather(aftermath.place.database, "tiny", title=FORGERY, pictures=lambda _url: None),
+        gather(
+            aftermath.place.database,
+            "tiny",
+            title=FORGERY,
+            pictures=lambda _url: None,
+            storage=StorageSettings(),
+        ),
     )
     written = page.read_text()
     assert SECRET not in written

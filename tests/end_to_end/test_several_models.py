@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from tests.catalogue import add_urls
 from tests.end_to_end.workplace import TINY, Workplace, jpeg
 from tests.pictures import photo_bytes
+from tests.shards import vectors_of
 from visual_search.errors import ExitCode, StorageError
 from visual_search.images import WrittenShard
-from visual_search.shard import ShardWriter, read_vectors
+from visual_search.shard import ShardWriter
 
 _SMALL: dict[str, Any] = TINY | {"size": 16}
 _CROPPED: dict[str, Any] = TINY | {"resize": "shortest_edge+center_crop", "shortest_edge": 40}
@@ -131,7 +132,7 @@ def test_a_model_whose_shards_cannot_be_written_stops_no_other(
     finish = ShardWriter.finish
 
     def full_for_small(writer: ShardWriter) -> WrittenShard:
-        if "model_id=small" in str(writer.path):
+        if "model_id=small" in writer.uri:
             writer.discard()
             raise StorageError("disk full")
         return finish(writer)
@@ -187,6 +188,6 @@ def _vectors(place: Workplace) -> dict[int, dict[int, list[float]]]:
     found: dict[int, dict[int, list[float]]] = {}
     rows = place.rows("SELECT model_key, uri FROM shards WHERE state = 'committed' ORDER BY 1")
     for model_key, uri in rows:
-        ids, vectors = read_vectors(uri)
+        ids, vectors = vectors_of(uri)
         found.setdefault(model_key, {}).update(zip(ids.tolist(), vectors.tolist(), strict=True))
     return found

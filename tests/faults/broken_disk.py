@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from visual_search import shard
-from visual_search.shard import ShardWriter
+from visual_search.shard import ShardWriter, writer
 
 
 def refuse(*, operation: str, nth: int, error: int) -> None:
@@ -21,7 +20,7 @@ def refuse(*, operation: str, nth: int, error: int) -> None:
         error: With which number.
     """
     # So that a file takes several writes.
-    shard._ROW_GROUP_ROWS = 5  # type: ignore[misc]
+    writer._ROW_GROUP_ROWS = 5  # type: ignore[misc]
     refusal = _Refusal(nth, error)
     match operation:
         case "open":
@@ -29,9 +28,9 @@ def refuse(*, operation: str, nth: int, error: int) -> None:
         case "write":
             _write_through(refusal)
         case "fsync":
-            _replace(os, "fsync", refusal)
+            _replace(os, "fsync", refusal, _is_of_a_shard)
         case "read":
-            _replace(shard, "file_sha256", refusal)
+            _replace(writer, "sha256_of", refusal)
         case "rename":
             _replace(Path, "replace", refusal, _is_partial)
         case "mkdir":
@@ -89,14 +88,19 @@ def _write_through(refusal: _Refusal) -> None:
 
     def opened(path: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
         if _is_new_partial(path, mode):
-            return io.BufferedWriter(Failing(path, "w"), buffer_size=512)
+            return io.BufferedRandom(Failing(path, "w+"), buffer_size=512)
         return original(path, mode, *arguments, **named)
 
     Path.open = opened  # type: ignore[method-assign, assignment]
 
 
+def _is_of_a_shard(descriptor: int) -> bool:
+    """Its file, or one of its folders."""
+    return "/model_id=" in f"{Path(f'/proc/self/fd/{descriptor}').resolve()}/model_id="
+
+
 def _is_partial(path: Path, *_: Any) -> bool:
-    return path.name.endswith(".partial")
+    return path.name.endswith(".parquet.partial")
 
 
 def _is_new_partial(path: Path, mode: str = "r", *_: Any) -> bool:

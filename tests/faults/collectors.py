@@ -4,6 +4,7 @@ from pathlib import Path
 
 from visual_search import upkeep
 from visual_search.database.connection import Database
+from visual_search.storage import Folder
 
 
 def collect_until(*, url: str, folder: str, stop: str, report: str) -> None:
@@ -16,9 +17,10 @@ def collect_until(*, url: str, folder: str, stop: str, report: str) -> None:
         report: A file that grows by a byte each pass.
     """
     database = Database(url, schema="vsearch", outage_s=30)
+    storage = Folder(Path(folder))
     with Path(report).open("ab", buffering=0) as passes:
         while not Path(stop).exists():
-            for _garbage in upkeep.collect_garbage(database, Path(folder), grace_s=0, delete=True):
+            for _garbage in upkeep.collect_garbage(database, storage, grace_s=0, delete=True):
                 pass
             passes.write(b".")
     database.close()

@@ -18,7 +18,6 @@ import datetime as dt
 import errno
 import os
 import signal
-import stat
 import sys
 import threading
 import time
@@ -29,7 +28,7 @@ from typing import Any
 
 import psycopg2
 
-from visual_search import claim, record, shard, upkeep
+from visual_search import claim, record, upkeep
 from visual_search.database import connection
 from visual_search.decode import DecoderProcess
 from visual_search.download import Downloader
@@ -38,7 +37,7 @@ from visual_search.pipeline import embedding
 from visual_search.pipeline.claiming import Claimer
 from visual_search.pipeline.feeder import Feeder
 from visual_search.pipeline.recorder import Recorder
-from visual_search.shard import ShardWriter
+from visual_search.shard import ShardWriter, writer
 
 FUNCTION = "tests.faults.points:arm"
 
@@ -63,7 +62,7 @@ def arm(*, point: str, kind: str, nth: int, note: str) -> None:
     """
     fault = _Fault(Kind(kind), nth, Path(note))
     # So that even a small shard has several row groups.
-    shard._ROW_GROUP_ROWS = 5  # type: ignore[misc]
+    writer._ROW_GROUP_ROWS = 5  # type: ignore[misc]
     match point:
         case "P1":
             _before(Claimer, "_count", fault.strike)
@@ -76,7 +75,7 @@ def arm(*, point: str, kind: str, nth: int, note: str) -> None:
         case "P5":
             _after(ShardWriter, "_flush", fault.strike)
         case "P6":
-            _before(os, "fsync", fault.strike, when=_is_file)
+            _before(os, "fsync", fault.strike, when=_is_partial_file)
         case "P7":
             _before(Path, "replace", fault.strike, when=_is_partial)
         case "P8":
@@ -187,12 +186,12 @@ def _signal_after(count: int) -> Callable[[], None]:
     return signal_once
 
 
-def _is_file(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+def _is_partial_file(descriptor: int) -> bool:
+    return _is_partial(Path(f"/proc/self/fd/{descriptor}").resolve())
 
 
 def _is_partial(path: Path, *_: Any) -> bool:
-    return path.name.endswith(".partial")
+    return path.name.endswith(".parquet.partial")
 
 
 def _is_partial_or_shard(path: Path, *_: Any) -> bool:

@@ -21,12 +21,14 @@ from tests.catalogue import add_urls
 from tests.end_to_end.workplace import Workplace, jpeg
 from tests.faults.workers import Nursery, Worker, wait_until
 from tests.server import ImageServer
+from tests.shards import local_path, paths_in
 from visual_search import models, record, upkeep
 from visual_search.claim import DEATHS_TO_FAIL
 from visual_search.database.connection import Database
 from visual_search.embed import Embedder
-from visual_search.shard import list_files, local_path
+from visual_search.settings import StorageSettings
 from visual_search.status import ModelStatus
+from visual_search.storage import Folder
 
 # Leases that end soon, small shards and few images in flight, so that there is much to interrupt.
 HASTE = {
@@ -228,7 +230,7 @@ class Stage(Workplace):
     def _assert_shards_hold(self, model: str, done: list[tuple[Any, ...]]) -> None:
         with self.database.transaction() as connection:
             shards = record.list_shards(connection, model=model)
-        assert upkeep.find_damaged(shards) == []
+        assert upkeep.find_damaged(shards, StorageSettings()) == []
         assert sum(shard.rows for shard in shards) == len(done)
         if not shards:
             return
@@ -265,12 +267,12 @@ class Stage(Workplace):
     def _assert_garbage_is_what_the_table_does_not_list(self) -> None:
         with self.database.transaction() as connection:
             listed = {local_path(s.uri) for s in record.list_shards(connection)}
-        there = {file.path for file in list_files(self.folder)}
+        there = paths_in(self.folder)
         assert listed <= there
         assert self.collect_garbage(delete=False) == there - listed
-        assert {file.path for file in list_files(self.folder)} == there
+        assert paths_in(self.folder) == there
         assert self.collect_garbage(delete=True) == there - listed
-        assert {file.path for file in list_files(self.folder)} == listed
+        assert paths_in(self.folder) == listed
         self._assert_only_ours_lies_there(listed)
 
     def _assert_only_ours_lies_there(self, listed: set[Path]) -> None:
@@ -279,5 +281,5 @@ class Stage(Workplace):
 
     def collect_garbage(self, *, delete: bool) -> set[Path]:
         """What `shards gc` finds, however young."""
-        found = upkeep.collect_garbage(self.database, self.folder, grace_s=0, delete=delete)
-        return {garbage.path for garbage in found}
+        found = upkeep.collect_garbage(self.database, Folder(self.folder), grace_s=0, delete=delete)
+        return {Path(garbage.path) for garbage in found}

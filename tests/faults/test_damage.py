@@ -10,10 +10,12 @@ import pytest
 
 from tests.faults.big import seed_many
 from tests.faults.stage import Stage
+from tests.shards import local_path, paths_in
 from visual_search import claim, record
 from visual_search.claim import Suspicion
 from visual_search.images import EmbeddedImage, LeaseToken, ModelKey, RunId, ShardId
-from visual_search.shard import ShardWriter, list_files, local_path, prepare_output
+from visual_search.shard import ShardWriter, prepare_output
+from visual_search.storage import Folder
 
 ROWS = 3
 RUN = RunId(uuid4())
@@ -25,7 +27,7 @@ RUN = RunId(uuid4())
 def test_one_wrong_byte_or_a_missing_end_is_always_found_and_repaired(
     stage: Stage, good: int, damaged: int
 ) -> None:
-    prepare_output(stage.folder, stage.database.run(record.catalogue_id))
+    prepare_output(Folder(stage.folder), stage.database.run(record.catalogue_id))
     shards = good + damaged
     model_key = seed_many(stage.database, shards * ROWS)
     paths = [_write_shard(stage, model_key) for _ in range(shards)]
@@ -42,7 +44,7 @@ def test_one_wrong_byte_or_a_missing_end_is_always_found_and_repaired(
     assert stage.rows(pending) == [(damaged * ROWS,)]
     assert stage.done() == good * ROWS
     assert stage.collect_garbage(delete=True) == set(victims)
-    assert {file.path for file in list_files(stage.folder)} == set(paths) - set(victims)
+    assert paths_in(stage.folder) == set(paths) - set(victims)
 
 
 def _verify(stage: Stage, *options: str, code: int) -> tuple[int, set[Path]]:
@@ -59,7 +61,7 @@ def _write_shard(stage: Stage, model_key: ModelKey) -> Path:
             connection, token=token, model_key=model_key, rows=ROWS, suspicion=Suspicion.NONE
         )
     writer = ShardWriter(
-        stage.folder,
+        Folder(stage.folder),
         shard_id=ShardId(uuid4()),
         run_id=RUN,
         model="tiny",
@@ -97,7 +99,7 @@ def _write_shard(stage: Stage, model_key: ModelKey) -> Path:
             connection, token=token, model_key=model_key, shard=writer.finish(), rows=rows
         )
         claim.close_lease(connection, token)
-    return writer.path
+    return local_path(writer.uri)
 
 
 def _flip_a_byte(path: Path) -> None:

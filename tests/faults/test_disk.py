@@ -10,8 +10,8 @@ import pytest
 
 from tests.faults.stage import Stage
 from tests.faults.workers import Worker, wait_until
+from tests.shards import local_path
 from tests.unit.test_shard import embedded_image, writer
-from visual_search.shard import local_path
 
 TEMPORARY = 75
 PAGE_BYTES = 4096
@@ -84,7 +84,7 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(
     for n in range(3):
         shard.write(embedded_image(n))
     written = shard.finish()
-    path = shard.path.relative_to(tmp_path)
+    path = local_path(shard.uri).relative_to(tmp_path)
     partial = path.with_name(f".{path.name}.partial")
     day, model = path.parent, path.parent.parent
     folders = [call[1] for call in calls if call[1] in (Path(), model, day)]

@@ -8,8 +8,10 @@ from tests.faults import points
 from tests.faults.points import Kind
 from tests.faults.stage import Stage
 from tests.faults.workers import Worker, wait_until
+from tests.shards import paths_in
 from visual_search import record
-from visual_search.shard import list_files, prepare_output
+from visual_search.shard import prepare_output
+from visual_search.storage import Folder
 
 IDLE_LIMIT = {"function": "tests.faults.points:set_idle_limit", "with": {"seconds": 1}}
 LIVE_LEASES = "SELECT count(*) FROM leases WHERE expires_at > clock_timestamp()"
@@ -21,7 +23,7 @@ LIVE_LEASES = "SELECT count(*) FROM leases WHERE expires_at > clock_timestamp()"
 def test_gc_without_a_pause_takes_nothing_from_four_writers(
     stage: Stage, tmp_path: Path, passes: int, kills: int
 ) -> None:
-    prepare_output(stage.folder, stage.database.run(record.catalogue_id))
+    prepare_output(Folder(stage.folder), stage.database.run(record.catalogue_id))
     stop, report = tmp_path / "stop", tmp_path / "passes"
     collector = stage.call(
         "tests.faults.collectors:collect_until",
@@ -86,7 +88,7 @@ def test_gc_that_sleeps_between_two_steps_deletes_nothing_that_was_committed_mea
         patches=[_freeze_at(point, tmp_path / "gc", nth=1)],
     )  # fmt: skip
     collector.wait_frozen()
-    there = {file.path for file in list_files(stage.folder)}
+    there = paths_in(stage.folder)
     writer.thaw()
     if point == "G2":
         # In its transaction gc holds the shard: the writer waits for its verdict.
@@ -95,7 +97,7 @@ def test_gc_that_sleeps_between_two_steps_deletes_nothing_that_was_committed_mea
     assert ("shard_given_up" in said) == (point != "G1")
     collector.thaw()
     collector.ends(0)
-    gone = there - {file.path for file in list_files(stage.folder)}
+    gone = there - paths_in(stage.folder)
     assert bool(gone) == (point != "G1")
     stage.assert_whole()
 

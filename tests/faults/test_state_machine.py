@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, text
 
 from tests.catalogue import add_images, make_model
+from tests.shards import paths_in
 from visual_search import claim, failures, record, upkeep
 from visual_search.claim import DEATHS_TO_FAIL, Suspicion
 from visual_search.database.connection import Database
@@ -40,7 +41,8 @@ from visual_search.images import (
     ShardId,
     WrittenShard,
 )
-from visual_search.shard import list_files, prepare_output
+from visual_search.shard import prepare_output
+from visual_search.storage import Folder
 
 T = TypeVar("T")
 IMAGES = 12
@@ -93,8 +95,8 @@ class Catalogue(RuleBasedStateMachine):
                         failure_reason = NULL, finished_at = NULL
                 """)
             )
-        for file in list_files(self.folder):
-            file.path.unlink()
+        for path in paths_in(self.folder):
+            path.unlink()
         self.images = {ImageId(n): Image() for n in range(1, IMAGES + 1)}
         self.leases: dict[LeaseToken, bool] = {}
         self.shards: dict[ShardId, ShardState] = {}
@@ -283,8 +285,10 @@ class Catalogue(RuleBasedStateMachine):
     @rule()
     def collect_garbage(self) -> None:
         deleted = {
-            found.path
-            for found in upkeep.collect_garbage(self.database, self.folder, grace_s=-1, delete=True)
+            Path(found.path)
+            for found in upkeep.collect_garbage(
+                self.database, Folder(self.folder), grace_s=-1, delete=True
+            )
         }
         expected = set()
         for shard_id, path in list(self.files.items()):
@@ -459,7 +463,7 @@ def test_the_tables_agree_with_the_model_after_any_steps(
             """)
         )
     database.close()
-    prepare_output(tmp_path, database.run(record.catalogue_id))
+    prepare_output(Folder(tmp_path), database.run(record.catalogue_id))
     (tmp_path / "model_id=tiny" / "date=2026-01-01").mkdir(parents=True)
     machine = type(
         "Machine",

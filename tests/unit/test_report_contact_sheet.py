@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.pictures import jpeg_bytes, photo_bytes
+from tests.shards import local_path
 from tests.unit.test_shard import write
 from visual_search.errors import StorageError
 from visual_search.report.contact_sheet import Sample, draw_contact_sheet, read_sample
-from visual_search.shard import local_path
+from visual_search.settings import StorageSettings
 
 CATEGORIES = ("hat", "mug", "lamp")
 
@@ -154,11 +155,11 @@ def test_a_product_without_a_title_is_named_by_its_redacted_url() -> None:
 
 def test_a_sample_is_read_from_the_first_shards_in_the_order_of_ids(tmp_path: Path) -> None:
     uris = [write(tmp_path, rows).uri for rows in (5, 3, 4)]
-    ids, vectors = read_sample(uris, 7)
+    ids, vectors = read_sample(uris, 7, StorageSettings())
     assert ids.tolist() == [0, 0, 1, 1, 2, 3, 4]
     assert vectors[:, 0].tolist() == ids.tolist()
-    assert read_sample(uris, 100)[1].shape == (12, 8)
-    assert read_sample([], 100)[0].size == 0
+    assert read_sample(uris, 100, StorageSettings())[1].shape == (12, 8)
+    assert read_sample([], 100, StorageSettings())[0].size == 0
 
 
 def test_a_shard_that_is_gone_or_damaged_is_a_storage_error(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_a_shard_that_is_gone_or_damaged_is_a_storage_error(tmp_path: Path) -> N
     path = local_path(shard.uri)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(StorageError, match="vsearch shards verify"):
-        read_sample([shard.uri], 10)
+        read_sample([shard.uri], 10, StorageSettings())
     path.unlink()
     with pytest.raises(StorageError, match="cannot read the shard"):
-        read_sample([shard.uri], 10)
+        read_sample([shard.uri], 10, StorageSettings())

@@ -23,9 +23,10 @@ from visual_search.embed.openvino import OpenVino
 from visual_search.embed.quantisation import quantise
 from visual_search.errors import ExitCode, SettingsError, WeightsError
 from visual_search.models import runtimes, weights
-from visual_search.models.artefacts import artefact_path, read_artefact, write_artefact
+from visual_search.models.artefacts import artefact_name, read_artefact, write_artefact
 from visual_search.models.spec import ModelPrecision, ModelSpec
 from visual_search.settings import ModelTable
+from visual_search.storage import Folder
 
 CPU = torch.device("cpu")
 NOWHERE = Path("/nonexistent/home")
@@ -279,8 +280,8 @@ def test_a_damaged_artefact_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_artefact_is_named(tmp_path: Path) -> None:
     spec = replace(spec_of("int8"), artefact_sha256=sha256(b"PK").hexdigest())
-    path = artefact_path(tmp_path, spec)
-    write_artefact(path, b"PK")
+    write_artefact(Folder(tmp_path), artefact_name(spec), b"PK")
+    path = tmp_path / artefact_name(spec)
     with pytest.raises(WeightsError, match=f"OpenVINO cannot read .*{path.name}"):
         Embedder(spec, path, CPU, runtime="auto")
 
@@ -299,7 +300,7 @@ def quantised(folder: Path) -> tuple[ModelSpec, Path]:
     recipe = spec_of("int8")
     artefact = quantise(recipe, None, list(noise(64, 32)))
     spec = replace(recipe, artefact_sha256=sha256(artefact).hexdigest())
-    path = artefact_path(folder, spec)
-    write_artefact(path, artefact)
+    write_artefact(Folder(folder), artefact_name(spec), artefact)
+    path = folder / artefact_name(spec)
     assert read_artefact(path, spec) == artefact
     return spec, path

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.shards import local_path, vectors_of
 from visual_search.errors import StorageError, UsageError
 from visual_search.images import (
     ClaimedImage,
@@ -24,15 +25,9 @@ from visual_search.images import (
     ShardRecord,
     WrittenShard,
 )
-from visual_search.shard import (
-    FOLDER_MARKER,
-    ShardWriter,
-    find_damage,
-    local_path,
-    output_folder,
-    prepare_output,
-    read_vectors,
-)
+from visual_search.settings import StorageSettings
+from visual_search.shard import MARKER, ShardWriter, find_damage, prepare_output
+from visual_search.storage import Folder
 
 DIM = 8
 
@@ -63,7 +58,7 @@ def writer(folder: Path, **changed: Any) -> ShardWriter:
         "spec": {"layer": "fc"},
         "runtime": "torch 2 cpu fp32",
     }
-    return ShardWriter(folder, **(values | changed))
+    return ShardWriter(Folder(folder), **(values | changed))
 
 
 def write(folder: Path, rows: int, **changed: Any) -> WrittenShard:
@@ -90,7 +85,7 @@ def recorded(written: WrittenShard) -> ShardRecord:
 
 def test_rows_come_back_in_order_over_several_row_groups(tmp_path: Path) -> None:
     written = write(tmp_path, 2_500)
-    ids, vectors = read_vectors(written.uri)
+    ids, vectors = vectors_of(written.uri)
     assert ids.tolist() == list(range(2_500))
     assert vectors.shape == (2_500, DIM)
     assert vectors.dtype == np.float32
@@ -122,7 +117,7 @@ def test_half_precision_storage_reads_back_as_float32(tmp_path: Path) -> None:
     written = write(tmp_path, 3, stored="float16")
     schema = pq.read_schema(local_path(written.uri))
     assert str(schema.field("embedding").type.value_type) == "halffloat"
-    _, vectors = read_vectors(written.uri)
+    _, vectors = vectors_of(written.uri)
     assert vectors.dtype == np.float32
     assert vectors[2].tolist() == [2.0] * DIM
 
@@ -184,7 +179,7 @@ def test_the_file_is_synced_before_the_rename_and_the_folder_after(
 
 
 def test_a_good_shard_has_no_damage(tmp_path: Path) -> None:
-    assert find_damage(recorded(write(tmp_path, 10))) is None
+    assert find_damage(recorded(write(tmp_path, 10)), StorageSettings()) is None
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "replace"])
@@ -202,23 +197,24 @@ def test_damage_is_found(tmp_path: Path, harm: str) -> None:
             path.unlink()
         case "replace":
             path.write_bytes(bytes(len(body)))
-    assert find_damage(shard) is not None
+    assert find_damage(shard, StorageSettings()) is not None
 
 
 def test_a_folder_belongs_to_one_catalogue(tmp_path: Path) -> None:
     mine, other = uuid4(), UUID(int=0)
-    prepare_output(tmp_path / "vectors", mine)
-    prepare_output(tmp_path / "vectors", mine)
-    assert {path.name for path in (tmp_path / "vectors").iterdir()} == {FOLDER_MARKER}
+    prepare_output(Folder(tmp_path / "vectors"), mine)
+    prepare_output(Folder(tmp_path / "vectors"), mine)
+    assert {path.name for path in (tmp_path / "vectors").iterdir()} == {MARKER}
     with pytest.raises(UsageError, match="another catalogue"):
-        prepare_output(tmp_path / "vectors", other)
+        prepare_output(Folder(tmp_path / "vectors"), other)
 
 
 def test_a_worker_killed_while_it_tries_the_folder_leaves_nothing(tmp_path: Path) -> None:
-    prepare_output(tmp_path, UUID(int=0))
+    prepare_output(Folder(tmp_path), UUID(int=0))
     code = """
 import os, pathlib, tempfile, uuid
 from visual_search.shard import prepare_output
+from visual_search.storage import Folder
 original = tempfile.TemporaryFile
 def fatal(**named):
     file = original(**named)
@@ -226,22 +222,14 @@ def fatal(**named):
     file.flush()
     os._exit(9)
 tempfile.TemporaryFile = fatal
-prepare_output(pathlib.Path.cwd(), uuid.UUID(int=0))
+prepare_output(Folder(pathlib.Path.cwd()), uuid.UUID(int=0))
 """
     killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
     assert killed.returncode == 9
-    assert {path.name for path in tmp_path.iterdir()} == {FOLDER_MARKER}
+    assert {path.name for path in tmp_path.iterdir()} == {MARKER}
 
 
 def test_an_output_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "vectors").write_text("")
     with pytest.raises(StorageError, match="cannot write vectors to"):
-        prepare_output(tmp_path / "vectors", uuid4())
-
-
-def test_outputs_are_paths_or_file_uris(tmp_path: Path) -> None:
-    assert output_folder(str(tmp_path)) == tmp_path
-    assert output_folder(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
-    assert output_folder("relative").is_absolute()
-    with pytest.raises(UsageError, match="s3://"):
-        output_folder("s3://bucket/vectors")
+        prepare_output(Folder(tmp_path / "vectors"), uuid4())

@@ -23,7 +23,8 @@ def extract(
         bool, typer.Option("--all-models", help="Every active model of the catalogue.")
     ] = False,
     output: Annotated[
-        str | None, typer.Option("--output", metavar="URI", help="Folder for the Parquet shards.")
+        str | None,
+        typer.Option("--output", metavar="URI", help="Folder, s3://… or gs://… for the shards."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Claim at most so many images per model.")

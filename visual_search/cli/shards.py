@@ -34,7 +34,7 @@ def list_(
     """
     from visual_search.models import registry
     from visual_search.record import list_shards
-    from visual_search.shard import local_path
+    from visual_search.storage import shown
 
     cli: CliContext = context.obj
     with cli.database() as database, database.transaction() as connection:
@@ -44,7 +44,7 @@ def list_(
         echo_json({"shards": [asdict(shard) for shard in shards]})
     elif paths:
         for shard in shards:
-            typer.echo(local_path(shard.uri))
+            typer.echo(shown(shard.uri))
     elif shards:
         typer.echo(
             table(
@@ -55,7 +55,7 @@ def list_(
                         shard.rows,
                         shard.bytes,
                         moment(shard.created_at),
-                        local_path(shard.uri),
+                        shown(shard.uri),
                     )
                     for shard in shards
                 ],
@@ -92,7 +92,7 @@ def verify(
         with database.transaction() as connection:
             registry.check_known(connection, model)
             shards = list_shards(connection, model=model)
-        damaged = find_damaged(shards)
+        damaged = find_damaged(shards, cli.settings.storage)
         again = repair_shards(database, damaged) if repair else 0
     if as_json:
         echo_json(
@@ -116,7 +116,7 @@ def verify(
 def gc(
     context: typer.Context,
     output: Annotated[
-        str | None, typer.Option("--output", metavar="URI", help="The folder to look through.")
+        str | None, typer.Option("--output", metavar="URI", help="Where to look; as for extract.")
     ] = None,
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete what is found; otherwise it is only listed.")
@@ -133,17 +133,14 @@ def gc(
       vsearch shards gc
       vsearch shards gc --delete
     """
-    from visual_search.shard import output_folder
+    from visual_search.storage import open_storage
     from visual_search.upkeep import collect_garbage
 
     cli: CliContext = context.obj
     settings = cli.settings_with(output=output)
     with cli.database(settings) as database:
-        garbage = list(
-            collect_garbage(
-                database, output_folder(settings.output_uri), grace_s=grace_s, delete=delete
-            )
-        )
+        storage = open_storage(settings.output_uri, settings.storage)
+        garbage = list(collect_garbage(database, storage, grace_s=grace_s, delete=delete))
     if as_json:
         echo_json({"deleted": delete, "files": [asdict(file) for file in garbage]})
         return

@@ -178,7 +178,14 @@ def _report(database: Database, settings: Settings, tell: Tell) -> None:
         file = settings.home / PICTURES / _file_name(url)
         return file.read_bytes() if file.is_file() else None
 
-    content = gather(database, MODEL, title=_SHOP, pictures=picture, device=_device(settings))
+    content = gather(
+        database,
+        MODEL,
+        title=_SHOP,
+        pictures=picture,
+        storage=settings.storage,
+        device=_device(settings),
+    )
     write_report(settings.home / REPORT, content)
     pairs = [
         match.picture.category == query.picture.category

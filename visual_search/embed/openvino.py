@@ -19,6 +19,7 @@ from visual_search.errors import StorageError, WeightsError
 from visual_search.models.artefacts import write_artefact
 from visual_search.models.runtimes import openvino_release
 from visual_search.models.spec import ModelSpec
+from visual_search.storage import Folder
 
 # OpenVINO and NNCF tell their makers of every use, unless this package is missing. Who runs
 # vsearch was not asked, and the images may be nobody else's business.
@@ -94,7 +95,7 @@ def converted(network: PixelNetwork, spec: ModelSpec) -> ov.Model:
 
 def find_converted(kept: Path, spec: ModelSpec) -> ov.Model | None:
     """What `keep_converted` kept, by these releases of OpenVINO and torch."""
-    path = _kept_path(kept, spec)
+    path = kept / _kept_name(spec)
     try:
         return unpack(path.read_bytes(), path)
     except FileNotFoundError:
@@ -107,14 +108,14 @@ def find_converted(kept: Path, spec: ModelSpec) -> ov.Model | None:
 def keep_converted(kept: Path, spec: ModelSpec, model: ov.Model) -> None:
     """Keep a converted network for the next run, which then starts in a tenth of the time."""
     try:
-        write_artefact(_kept_path(kept, spec), pack(model))
+        write_artefact(Folder(kept), _kept_name(spec), pack(model))
     except StorageError as error:
         log.warning("not_kept", model=spec.model_id, why=str(error))
 
 
-def _kept_path(kept: Path, spec: ModelSpec) -> Path:
+def _kept_name(spec: ModelSpec) -> str:
     releases = f"openvino{openvino_release()}-torch{torch_release()}"
-    return kept / f"{spec.model_id}-{releases}.zip"
+    return f"{spec.model_id}-{releases}.zip"
 
 
 def pack(model: ov.Model) -> bytes:

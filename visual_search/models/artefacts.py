@@ -4,43 +4,51 @@ An artefact is written once, under a name that carries its digest, and never cha
 """
 
 import hashlib
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from visual_search.errors import StorageError, WeightsError
 from visual_search.models.spec import ModelSpec
+from visual_search.storage import Folder, Storage, words_of
 
 
-def artefact_path(output: Path, spec: ModelSpec) -> Path:
-    """Where the artefact of an int8 model lies, under the folder of the vectors."""
+def artefact_name(spec: ModelSpec) -> str:
+    """How the artefact of an int8 model is called in the storage of the vectors."""
     assert spec.artefact_sha256 is not None  # noqa: S101 - only a recipe has none
-    return output / "artefacts" / f"{spec.name}-{spec.artefact_sha256[:16]}.openvino.zip"
+    return f"artefacts/{spec.name}-{spec.artefact_sha256[:16]}.openvino.zip"
 
 
-def write_artefact(path: Path, content: bytes) -> None:
-    """Make the file durable, then visible.
+def write_artefact(storage: Storage, name: str, content: bytes) -> None:
+    """Write a file that models compute with.
 
     Raises:
-        StorageError: The disk does not take it; nothing is left of it.
+        StorageError: It cannot be written; nothing is left of it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        storage.write(name, content)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        raise StorageError(f"cannot write {storage.address}/{name}: {words_of(error)}") from error
+
+
+def obtain_artefact(storage: Storage, spec: ModelSpec, *, home: Path) -> Path:
+    """The artefact of an int8 model as a file of this machine.
+
+    From an object store it is fetched once; what a fetched one holds, `read_artefact` checks.
+
+    Raises:
+        WeightsError: It is missing or damaged.
+        StorageError: The storage cannot be reached, or the home not be written.
+    """
+    name = artefact_name(spec)
+    if storage.folder is not None:
+        return storage.folder / name
+    kept = home / name
+    if not kept.exists():
+        try:
+            content = storage.read(name)
+        except OSError as error:
+            raise _unreadable(f"{storage.address}/{name}", spec, words_of(error)) from error
+        write_artefact(Folder(home), name, _checked(content, f"{storage.address}/{name}", spec))
+    return kept
 
 
 def read_artefact(path: Path, spec: ModelSpec) -> bytes:
@@ -52,14 +60,22 @@ def read_artefact(path: Path, spec: ModelSpec) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise WeightsError(
-            f"{path}, which {spec.model_id} computes with, cannot be read: {error.strerror}; put "
-            "it back from a copy of the folder, or use another --precision"
-        ) from error
+        raise _unreadable(str(path), spec, words_of(error)) from error
+    return _checked(content, str(path), spec)
+
+
+def _checked(content: bytes, where: str, spec: ModelSpec) -> bytes:
     digest = hashlib.sha256(content).hexdigest()
     if digest != spec.artefact_sha256:
         raise WeightsError(
-            f"{path}, which {spec.model_id} computes with, is damaged: its sha256 begins "
+            f"{where}, which {spec.model_id} computes with, is damaged: its sha256 begins "
             f"{digest[:16]}; put it back from a copy of the folder, or use another --precision"
         )
     return content
+
+
+def _unreadable(where: str, spec: ModelSpec, words: str) -> WeightsError:
+    return WeightsError(
+        f"{where}, which {spec.model_id} computes with, cannot be read: {words}; put "
+        "it back from a copy of the folder, or use another --precision"
+    )

@@ -21,7 +21,7 @@ from visual_search.database.schema import RunOutcome
 from visual_search.errors import ExitCode, InternalError, ModelError, RunError, StoppedError
 from visual_search.images import RunId
 from visual_search.models import registry, weights
-from visual_search.models.artefacts import artefact_path
+from visual_search.models.artefacts import obtain_artefact
 from visual_search.models.registry import RegisteredModel
 from visual_search.models.runtimes import check_runtime
 from visual_search.models.spec import ModelPrecision, ModelSpec
@@ -30,7 +30,8 @@ from visual_search.pipeline.signals import StopSignals
 from visual_search.progress import Progress
 from visual_search.runs import RunFigures
 from visual_search.settings import Settings
-from visual_search.shard import output_folder, prepare_output
+from visual_search.shard import prepare_output
+from visual_search.storage import open_storage
 
 if TYPE_CHECKING:
     from visual_search.pipeline.model_run import ModelRun
@@ -211,14 +212,14 @@ def _prepare(
     try:
         asked = settings.embed.precision != "auto"
         spec = resolve_model(database, settings, name)
-        folder = output_folder(settings.output_uri)
+        storage = open_storage(settings.output_uri, settings.storage)
         if database.run(lambda c: registry.admit(c, spec, asked=asked)) is None:
             # A model whose weights cannot be had is not registered.
             weights.obtain(spec, settings.weights, home=settings.home)
             # Another machine may have registered the name meanwhile, at its own fast precision.
             spec = resolve_model(database, settings, name)
             if spec.awaits_quantisation:
-                spec = quantise.make_quantised(database, settings, spec, folder)
+                spec = quantise.make_quantised(database, settings, spec, storage)
         model = database.run(lambda c: registry.register(c, spec, asked=asked))
         if retry_failed:
             database.run(lambda c: failures.retry_failed(c, model_key=model.model_key))
@@ -226,10 +227,10 @@ def _prepare(
         if idle is not None:
             return idle
         if spec.precision == "int8":
-            path: Path | None = artefact_path(folder, spec)
+            path: Path | None = obtain_artefact(storage, spec, home=settings.home)
         else:
             path = weights.obtain(spec, settings.weights, home=settings.home)
-        prepare_output(folder, database.run(record.catalogue_id))
+        prepare_output(storage, database.run(record.catalogue_id))
     except RunError as error:
         return ModelResult(model=name, exit_code=error.exit_code, error=str(error))
     return _Ready(model=model, weights=path)
@@ -302,7 +303,7 @@ def _run(
             database,
             settings,
             work,
-            folder=output_folder(settings.output_uri),
+            storage=open_storage(settings.output_uri, settings.storage),
             stop=stop,
             progress=progress,
         )

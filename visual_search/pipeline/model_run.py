@@ -16,6 +16,7 @@ from visual_search.pipeline.failure_rate import FailureRate
 from visual_search.pipeline.recorder import OpenShard, Recorder
 from visual_search.runs import RunFigures
 from visual_search.settings import ExtractSettings
+from visual_search.storage import Storage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ class ModelRun:
         self,
         work: ModelWork,
         database: Database,
-        folder: Path,
+        storage: Storage,
         settings: ExtractSettings,
         *,
         core_time: CoreTime,
@@ -84,7 +85,7 @@ class ModelRun:
         self.recorder = Recorder(
             database,
             work.model,
-            folder,
+            storage,
             run_id=work.run_id,
             settings=settings,
             core_time=core_time,

@@ -18,10 +18,11 @@ from visual_search.database.connection import Database
 from visual_search.errors import HostPausedError, ImageError, ModelError
 from visual_search.images import Download
 from visual_search.models import registry, weights
-from visual_search.models.artefacts import artefact_path, write_artefact
+from visual_search.models.artefacts import artefact_name, write_artefact
 from visual_search.models.spec import ModelSpec
 from visual_search.settings import Settings
 from visual_search.shard import prepare_output
+from visual_search.storage import Storage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ def find_quantised(database: Database, recipe: ModelSpec) -> ModelSpec:
 
 
 def make_quantised(
-    database: Database, settings: Settings, recipe: ModelSpec, output: Path
+    database: Database, settings: Settings, recipe: ModelSpec, output: Storage
 ) -> ModelSpec:
     """Quantise and register a model, or wait for the worker that does.
 
@@ -56,7 +57,7 @@ def make_quantised(
         database: With images.
         settings: As of a run.
         recipe: An int8 model that has no artefact yet.
-        output: The folder of the vectors, where the artefact goes.
+        output: Of the vectors, where the artefact goes, too.
 
     Raises:
         ModelError: The model cannot be quantised, or too few images can be had.
@@ -74,7 +75,7 @@ def make_quantised(
                 # Beside this transaction, since the lock lasts as long as it does.
                 artefact = _beside(connection, lambda: _quantise(database, settings, recipe, file))
                 spec = _with_artefact(recipe, hashlib.sha256(artefact).hexdigest())
-                write_artefact(artefact_path(output, spec), artefact)
+                write_artefact(output, artefact_name(spec), artefact)
                 registry.register(connection, spec, asked=True)
                 log.info("quantised", model=spec.model_id)
                 return spec

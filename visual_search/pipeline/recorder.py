@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, TypeVar
 from uuid import uuid4
 
@@ -31,6 +30,7 @@ from visual_search.pipeline.core_time import CoreTime
 from visual_search.pipeline.failure_rate import FailureRate
 from visual_search.settings import ExtractSettings
 from visual_search.shard import ShardWriter
+from visual_search.storage import Storage
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -74,7 +74,7 @@ class Recorder:
         self,
         database: Database,
         model: RegisteredModel,
-        folder: Path,
+        storage: Storage,
         *,
         run_id: RunId,
         settings: ExtractSettings,
@@ -86,7 +86,7 @@ class Recorder:
     ) -> None:
         self._database = database
         self._model = model
-        self._folder = folder
+        self._storage = storage
         self._run_id = run_id
         self._settings = settings
         self._core_time = core_time
@@ -216,7 +216,7 @@ class Recorder:
 
     def _begin_shard(self) -> ShardWriter:
         writer = ShardWriter(
-            self._folder,
+            self._storage,
             shard_id=ShardId(uuid4()),
             run_id=self._run_id,
             model=self._model.name,

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -32,6 +31,7 @@ from visual_search.pipeline.model_run import ModelRun, ModelWork, Picture, Wante
 from visual_search.pipeline.signals import StopSignals
 from visual_search.progress import Progress
 from visual_search.settings import Settings
+from visual_search.storage import Storage
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Run:
         settings: Settings,
         work: Sequence[ModelWork],
         *,
-        folder: Path,
+        storage: Storage,
         stop: StopSignals,
         progress: Progress,
     ) -> None:
@@ -71,7 +71,7 @@ class Run:
             ModelRun(
                 each,
                 database,
-                folder,
+                storage,
                 settings.extract,
                 core_time=core_time,
                 on_settled=self._settled,

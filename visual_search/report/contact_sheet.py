@@ -15,6 +15,7 @@ from visual_search.decode import Picture as DecodedPicture
 from visual_search.errors import ImageError, StorageError
 from visual_search.redaction import printable, redact_url
 from visual_search.report.content import Match, Picture, Query
+from visual_search.settings import StorageSettings
 from visual_search.shard import read_vectors
 
 _QUERIES: Final = 8
@@ -39,7 +40,7 @@ class Sample:
 
 
 def read_sample(
-    uris: Sequence[str], limit: int
+    uris: Sequence[str], limit: int, storage: StorageSettings
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Ids and vectors of the first shards, `limit` at most.
 
@@ -47,7 +48,7 @@ def read_sample(
         `(N,)` int64 and `(N, D)` float32, in the order of the images' ids.
 
     Raises:
-        StorageError: A shard is gone or damaged.
+        StorageError: A shard is gone, damaged or cannot be reached.
     """
     ids: list[npt.NDArray[np.int64]] = []
     vectors: list[npt.NDArray[np.float32]] = []
@@ -56,7 +57,7 @@ def read_sample(
         if missing <= 0:
             break
         try:
-            shard_ids, shard_vectors = read_vectors(uri)
+            shard_ids, shard_vectors = read_vectors(uri, storage)
         except (OSError, pa.ArrowException) as error:
             words = printable(str(error), 200)
             raise StorageError(

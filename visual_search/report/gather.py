@@ -13,6 +13,7 @@ from visual_search.record import list_shards
 from visual_search.redaction import printable, redact_url
 from visual_search.report.contact_sheet import Sample, draw_contact_sheet, read_sample
 from visual_search.report.content import Facet, FailureGroup, ReportContent
+from visual_search.settings import StorageSettings
 from visual_search.status import ModelStatus, model_statuses
 
 # Enough for neighbours worth looking at, and little enough to compare at once.
@@ -27,6 +28,7 @@ def gather(
     *,
     title: str,
     pictures: Callable[[str], bytes | None],
+    storage: StorageSettings,
     device: str | None = None,
 ) -> ReportContent:
     """What there is to say about an active model.
@@ -36,6 +38,7 @@ def gather(
         model: Its name.
         title: What the catalogue is called.
         pictures: Gives the encoded image of a URL, `None` where it cannot be had.
+        storage: How the vectors are reached.
         device: Where the model ran, if known.
 
     Raises:
@@ -51,7 +54,7 @@ def gather(
         shards = list_shards(connection, model=status.model_id)
         failures = _failure_groups(connection, status)
         facets = _facets(connection)
-    sample = _sample(database, shards)
+    sample = _sample(database, shards, storage)
     return ReportContent(
         title=title,
         made_at=datetime.now(UTC),
@@ -135,10 +138,10 @@ def _facets(connection: Connection) -> tuple[Facet, ...]:
     return tuple(Facet(attribute=name, products=tuple(found)) for name, found in facets.items())
 
 
-def _sample(database: Database, shards: list[ShardRecord]) -> Sample:
+def _sample(database: Database, shards: list[ShardRecord], storage: StorageSettings) -> Sample:
     """The newest vectors whose images are still in the catalogue, with what is known of them."""
     newest_first = [shard.uri for shard in reversed(shards)]
-    ids, vectors = read_sample(newest_first, _MAX_COMPARED)
+    ids, vectors = read_sample(newest_first, _MAX_COMPARED, storage)
     with database.transaction() as connection:
         rows = connection.execute(
             text("""
