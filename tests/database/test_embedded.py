@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import psycopg2
@@ -551,6 +552,28 @@ def test_without_root_the_server_is_our_own(empty_home: Path) -> None:
     assert ask(empty_home, "SELECT 1") == 1
     assert as_account(nobody, lambda: ask(empty_home, "SELECT 1")) == "1"
     assert not is_up(empty_home)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can become other users")
+def test_a_user_who_has_only_a_number_is_told_what_to_do(empty_home: Path) -> None:
+    """`docker run --user 12345`, and OpenShift; the images have a name for every number."""
+    number = next(uid for uid in count(12345) if not has_name(uid))
+    shutil.chown(empty_home, number)
+    refused = as_account(number, lambda: ask(empty_home, "SELECT 1", create=True))
+    assert refused == (
+        f"UsageError: the user {number} has no name on this system, and PostgreSQL makes no "
+        "database for such a user; run vsearch as a user with a name, or set VSEARCH_DATABASE_URL"
+    )
+    assert not embedded.exists(empty_home)
+    assert {path.name for path in empty_home.iterdir()} == {"start.lock", "users.lock"}
+
+
+def has_name(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def as_account(uid: int, call: Callable[[], object]) -> str:

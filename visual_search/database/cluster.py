@@ -156,6 +156,8 @@ def make(home: Path) -> None:
                 place=str(place),
                 reason=f"the user {user.name}, who runs it, cannot enter {closed}",
             )
+    else:
+        programs.check_named(os.geteuid())
     _check_path(place)
     # It gets its name when it is complete and on the disk. So one whose making was killed is
     # never taken for a database.

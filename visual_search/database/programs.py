@@ -61,6 +61,17 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
+def check_named(uid: int) -> None:
+    """Raise `UsageError` if this user has a number only, as in many a container: initdb refuses."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        raise UsageError(
+            f"the user {uid} has no name on this system, and PostgreSQL makes no database for such "
+            "a user; run vsearch as a user with a name, or set VSEARCH_DATABASE_URL"
+        ) from None
+
+
 def run(
     program: Path, *arguments: str, user: ServerUser | None, say: str = ""
 ) -> subprocess.CompletedProcess[str]:
