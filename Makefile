@@ -31,7 +31,7 @@ BENCH_INSTALLED := $(BENCH)/.installed
 # Two targets at once would install into one environment at once.
 .NOTPARALLEL:
 .PHONY: help demo test test-long mutants bench bench-db check check-format check-lint check-types check-imports \
-	check-dockerfiles format setup clean
+	check-dockerfiles check-manifests format setup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -54,7 +54,7 @@ bench: $(BENCH_INSTALLED) ## compare with the limit, a plain loop, Daft and Ray 
 bench-db: $(BENCH_INSTALLED) ## measure the database at ten million images: table, plot, JSON
 	@$(BENCH)/bin/python -m benchmarks.database $(BENCH_FLAGS)
 
-check: check-format check-lint check-types check-imports check-dockerfiles ## format, lint, types, imports, Dockerfiles
+check: check-format check-lint check-types check-imports check-dockerfiles check-manifests ## format, lint, types, imports, Dockerfiles, manifests
 
 check-format: $(DEVELOP)
 	$(BIN)/python -m ruff format --check .
@@ -69,7 +69,13 @@ check-imports: $(DEVELOP)
 	$(BIN)/lint-imports
 
 check-dockerfiles: $(DEVELOP)
-	$(BIN)/hadolint Dockerfile.cpu Dockerfile.gpu
+	$(BIN)/hadolint Dockerfile.cpu Dockerfile.gpu deploy/Dockerfile.weights
+
+# Whole manifests by the validator itself; patches only make sense in what they are laid over.
+check-manifests: $(DEVELOP)
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*/*job.yaml deploy/kubernetes/settings/s*.yaml
+	$(BIN)/python -m tests.manifests
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 format: $(DEVELOP) ## rewrite the code in the house format, mend what ruff can mend
 	$(BIN)/python -m ruff format .

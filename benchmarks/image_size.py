@@ -4,8 +4,8 @@
 
 No image is built. What `Dockerfile.cpu` installs is followed from package to package, and the files
 that each has in this environment are added up, less what only wheels with CUDA have: the packages
-of `_CUDA_PACKAGES`, and in torch the libraries of `_CUDA_LIBRARIES`. Python's compiled modules, which
-pip makes in the image, count where they are missing here as large as their sources.
+of `_CUDA_PACKAGES`, and in torch the libraries of `_CUDA_LIBRARIES`. Where a compiled module, which
+pip makes in the image, is missing here, it counts as large as its source.
 """
 
 import re

@@ -12,6 +12,7 @@ from benchmarks import image_size
 
 ROOT = Path(__file__).parent.parent.parent
 CPU, GPU = ROOT / "Dockerfile.cpu", ROOT / "Dockerfile.gpu"
+WEIGHTS = ROOT / "deploy" / "Dockerfile.weights"
 
 
 def instructions(dockerfile: Path) -> list[str]:
@@ -21,7 +22,7 @@ def instructions(dockerfile: Path) -> list[str]:
     return [" ".join(line.split()) for line in joined.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("dockerfile", [CPU, GPU], ids=lambda path: str(path.name))
+@pytest.mark.parametrize("dockerfile", [CPU, GPU, WEIGHTS], ids=lambda path: str(path.name))
 def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     if not hadolint.exists():
