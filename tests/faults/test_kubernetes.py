@@ -1,15 +1,20 @@
 """What the manifests run, run here: the same arguments, environment, files and exit codes."""
 
 import json
+import os
 import random
 import signal
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests import manifests
 from tests.catalogue import add_urls
+from tests.database.test_embedded import has_name
 from tests.end_to_end.workplace import PROJECT, TINY
+from tests.faults.proxy import Fate, Proxy
 from tests.faults.stage import HASTE, Stage
 from tests.faults.workers import Worker
 from visual_search.errors import ExitCode
@@ -30,6 +35,13 @@ SURROUNDINGS = HASTE | {
 }
 
 
+def become(*, user: int) -> None:
+    """Called in a worker: go on as this user."""
+    os.setgroups([])
+    os.setgid(0)
+    os.setuid(user)
+
+
 class Cluster:
     """Starts the pods of a Job as workers, in the folder `root` instead of a container.
 
@@ -46,7 +58,13 @@ class Cluster:
         table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
         settings["data"]["vsearch.toml"] += f"\n[models.{MODEL}]\n{table}\n"
 
-    def start_pod(self) -> Worker:
+    def start_pod(self, *more: str, user: int | None = None) -> Worker:
+        """Start one.
+
+        Args:
+            more: Further arguments.
+            user: Its number, with the group 0; without it, who runs the tests.
+        """
         pod = manifests.start_of(
             self.job["template"]["spec"],
             self._found,
@@ -55,8 +73,12 @@ class Cluster:
         )
         return self._stage.nursery.bear(
             *pod.arguments,
+            *more,
             environment=pod.environment | SURROUNDINGS,
-            patches=[{"function": "tests.faults.points:hasten", "with": {}}],
+            patches=[
+                {"function": "tests.faults.points:hasten", "with": {}},
+                *([{"function": f"{__name__}:become", "with": {"user": user}}] if user else []),
+            ],
         )
 
     def action(self, code: int, *conditions: str) -> str:
@@ -116,3 +138,30 @@ def test_a_job_without_its_database_is_tried_again(stage: Stage, extraction: Clu
     stage.database_url = "postgresql://vsearch@127.0.0.1:1/shop"
     ended = extraction.start_pod().ends(ExitCode.TEMPORARY)
     assert extraction.action(ended.code) == "Count"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+def test_a_pod_may_have_any_number_for_its_user(stage: Stage) -> None:
+    """OpenShift gives each namespace its own; no name belongs to it.
+
+    It migrates, and plans an extraction; to run one, it would have to reach this interpreter,
+    which may lie in a folder of root's.
+    """
+    add_urls(stage.database, [stage.serve(0)])
+    number = next(uid for uid in count(12345) if not has_name(uid))
+    with (
+        TemporaryDirectory(prefix="vsearch-test-") as folder,
+        Proxy(stage.database_url, lambda _statements: Fate.PASSES) as proxy,
+    ):
+        stage.database_url = proxy.url  # the socket is closed to others
+        root = Path(folder)
+        root.chmod(0o755)
+        (root / "data").mkdir()
+        (root / "data").chmod(0o775)
+        migration = Cluster(stage, root, MIGRATE, "vsearch-migrate")
+        migration.start_pod(user=number).ends(ExitCode.OK)
+        extraction = Cluster(stage, root, CPU, "vsearch-extract")
+        (plan,) = json.loads(
+            extraction.start_pod("--dry-run", "--json", user=number).ends(ExitCode.OK).out
+        )["plans"]
+    assert (plan["model"], plan["claimable"]) == (MODEL, 1)
