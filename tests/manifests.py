@@ -20,6 +20,9 @@ KUBERNETES = DEPLOY / "kubernetes"
 ARGO = DEPLOY / "argo" / "workflow.yaml"
 KUSTOMIZATIONS = sorted(file.parent for file in KUBERNETES.rglob("kustomization.yaml"))
 
+# The first with backoffLimitPerIndex switched on.
+OLDEST_KUBERNETES = "1.29"
+
 # Lists that a patch goes into, by what names their entries; it replaces all others.
 _MERGED_BY = {"containers": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
 _KNOWN = {"apiVersion", "kind", "resources", "patches", "images"}
@@ -80,7 +83,8 @@ def action(policy: Document, code: int, *conditions: str) -> str:
             assert by_code["operator"] == "In"
             if code in by_code["values"]:
                 return str(rule["action"])
-        if any(pattern["type"] in conditions for pattern in rule.get("onPodConditions", ())):
+        patterns = rule.get("onPodConditions", ())
+        if any(p["type"] in conditions and p["status"] == "True" for p in patterns):
             return str(rule["action"])
     return "Count"
 
@@ -212,10 +216,11 @@ def check_workflow(document: Document) -> None:
 def main() -> None:
     import kubernetes_validate
 
+    versions = (OLDEST_KUBERNETES, kubernetes_validate.latest_version())
     for folder in KUSTOMIZATIONS:
         for document in rendered(folder):
-            version = kubernetes_validate.latest_version()
-            kubernetes_validate.validate(document, version, strict=True)
+            for version in versions:
+                kubernetes_validate.validate(document, version, strict=True)
             print(f"{folder.relative_to(ROOT)}: {'/'.join(_identity(document))} is valid")
     for document in documents(ARGO):
         check_workflow(document)
