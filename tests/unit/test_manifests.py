@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +25,14 @@ CPU, GPU = KUBERNETES / "overlays" / "cpu", KUBERNETES / "overlays" / "gpu"
 SECRETS = {("vsearch-database", "url"): "postgresql://vsearch:password@database/shop"}
 # To end after its drain: the last shard is written and recorded.
 MARGIN_S = 20
+
+
+class Failed(Exception):  # noqa: N818 - stands for Airflow's
+    """To be tried again."""
+
+
+class FailedForGood(Exception):  # noqa: N818 - stands for Airflow's
+    """Not to be tried again."""
 
 
 def is_applied(folder: Path) -> bool:
@@ -377,3 +387,40 @@ class TestCron:
         *_, line = (DEPLOY / "cron" / "vsearch").read_text().splitlines()
         assert re.fullmatch(r"\d+ \d+ \* \* \* vsearch /opt/vsearch/nightly", line)
         assert os.access(self.SCRIPT, os.X_OK)
+
+
+class TestAirflow:
+    """The task in the guide, with stand-ins for what Airflow brings."""
+
+    @pytest.fixture
+    def run(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+        program = tmp_path / "vsearch"
+        program.write_text('#!/bin/sh\nexit "$1"\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        tasks: dict[str, Any] = {}
+
+        def task(**_options: Any) -> Callable[[Any], Any]:
+            return lambda function: tasks.setdefault(function.__name__, function)
+
+        airflow = ModuleType("airflow")
+        sdk, exceptions = ModuleType("airflow.sdk"), ModuleType("airflow.exceptions")
+        vars(sdk).update(task=task, dag=lambda **_options: lambda _function: lambda: None)
+        vars(exceptions).update(AirflowException=Failed, AirflowFailException=FailedForGood)
+        for module in (airflow, sdk, exceptions):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        guide = (manifests.ROOT / "docs" / "kubernetes.md").read_text()
+        (code,) = re.findall(r"```python\n(import subprocess\n.+?)```", guide, re.DOTALL)
+        exec(compile(code, "the guide", "exec"), {})
+        for line in re.findall(r"vsearch\((\".+?)\)", code):
+            parse(json.loads(f"[{line}]"))
+        run: Callable[..., None] = tasks["vsearch"]
+        return run
+
+    def test_it_tries_again_what_a_retry_can_mend(self, run: Callable[..., None]) -> None:
+        run("0")
+        with pytest.raises(FailedForGood):
+            run(str(int(ExitCode.USAGE)))
+        for code in (ExitCode.FAILURE_RATE, ExitCode.TEMPORARY, ExitCode.TERMINATED):
+            with pytest.raises(Failed, match=str(int(code))):
+                run(str(int(code)))
