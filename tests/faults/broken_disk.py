@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from visual_search.shard import ShardWriter, writer
+from visual_search.storage.folder import Folder, PartialFile
 
 
 def refuse(*, operation: str, nth: int, error: int) -> None:
@@ -28,7 +29,8 @@ def refuse(*, operation: str, nth: int, error: int) -> None:
         case "write":
             _write_through(refusal)
         case "fsync":
-            _replace(os, "fsync", refusal, _is_of_a_shard)
+            begun = _first_shard()
+            _replace(os, "fsync", refusal, lambda *_: begun.is_set())
         case "read":
             _replace(writer, "sha256_of", refusal)
         case "rename":
@@ -48,6 +50,19 @@ def limit_files(*, most_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
 
     ShardWriter._open = limited  # type: ignore[method-assign]
+
+
+def _first_shard() -> threading.Event:
+    """Set once a shard is begun: what comes before it is the marker's."""
+    begun = threading.Event()
+    original = Folder.begin
+
+    def begin(self: Folder, name: str) -> PartialFile:
+        begun.set()
+        return original(self, name)
+
+    Folder.begin = begin  # type: ignore[method-assign]
+    return begun
 
 
 class _Refusal:
@@ -92,11 +107,6 @@ def _write_through(refusal: _Refusal) -> None:
         return original(path, mode, *arguments, **named)
 
     Path.open = opened  # type: ignore[method-assign, assignment]
-
-
-def _is_of_a_shard(descriptor: int) -> bool:
-    """Its file, or one of its folders."""
-    return "/model_id=" in f"{Path(f'/proc/self/fd/{descriptor}').resolve()}/model_id="
 
 
 def _is_partial(path: Path, *_: Any) -> bool:
