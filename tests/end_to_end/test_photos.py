@@ -99,6 +99,29 @@ def test_vectors_equal_the_reference(
 
 
 @pytest.mark.long
+def test_all_photos_are_downloaded_once_for_three_models(
+    place: Workplace, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = Photos(shared_data / "clothing", per_category=None)
+    photos.publish(place)
+    place.models["random"] = {
+        "builder": "torchvision:resnet18",
+        "weights": "random:0",
+        "precision": "fp32",
+    }
+    names = (MODEL, "random", "tiny")
+    precise = {"device": "cpu", "precision": "fp32", "runtime": "auto"}
+    results = place.extract(*names, download={"deadline_s": 30, "tries": 3}, embed=precise)
+    assert [(result.model, result.figures.done) for result in results] == [
+        (name, len(photos.paths)) for name in names
+    ]
+    downloads = place.server.hits.total()
+    with capsys.disabled():
+        print(f"\n{len(photos.paths)} photos, {len(names)} models: {downloads} downloads")
+    assert downloads == len(photos.paths)
+
+
+@pytest.mark.long
 def test_bf16_arithmetic_stays_within_its_tolerance(
     place: Workplace, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
