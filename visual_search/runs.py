@@ -19,13 +19,25 @@ STAGES = ("download", "decode", "embed", "write", "database")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFigures:
-    """What a run has done so far; rates and times as `RunRecord` defines them."""
+    """What a run has done so far; rates and times as `RunRecord` defines them.
+
+    Attributes:
+        failed_by_reason: `failed` by reason. This and what follows is not kept in the table.
+        in_flight: Images claimed of which no outcome is known yet.
+        shards: Shards recorded.
+        downloaded_bytes: Of images, whatever became of them. What several models wanted counts for
+            each in equal parts.
+    """
 
     claimed: int = 0
     done: int = 0
     failed: int = 0
     images_per_second: float | None = None
     core_seconds_per_stage: Mapping[str, float] = field(default_factory=dict)
+    failed_by_reason: Mapping[str, int] = field(default_factory=dict)
+    in_flight: int = 0
+    shards: int = 0
+    downloaded_bytes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -35,11 +36,13 @@ ENV_PREFIX: Final = "VSEARCH_"
 CONFIG_VARIABLE: Final = "VSEARCH_CONFIG"
 _MAX_SHOWN: Final = 40
 # Settings whose wrong values are not repeated, in whatever group.
-_SECRETS: Final = ("proxy", "headers")
+_SECRETS: Final = ("proxy", "headers", "pushgateway")
 
 # A path, or a password with an unescaped / in it, is no part of a proxy.
 _ENDPOINT: Final = r"^https?://[^/?#@\s]+$"
 _PROXY: Final = re.compile(r"https?://[^/?#\s]+/?")
+# The same for a password in a gateway's address, which may have a path.
+_GATEWAY: Final = re.compile(r"https?://[^/?#\s]+(/[^?#@\s]*)?")
 _MAX_NAME_BYTES: Final = 63
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -154,6 +157,23 @@ class WeightsSettings(_Group):
     timeout_s: float = Field(30, gt=0)
 
 
+class MetricsSettings(_Group):
+    """Where runs say how they go."""
+
+    textfile_folder: Path | None = None
+    pushgateway: SecretStr | None = None
+    job: str = Field("vsearch", min_length=1)
+    instance: str | None = Field(None, min_length=1)
+    interval_s: float = Field(15, gt=0)
+
+    @field_validator("pushgateway")
+    @classmethod
+    def _is_an_address(cls, gateway: SecretStr | None) -> SecretStr | None:
+        if gateway is not None and not _is_gateway(gateway.get_secret_value()):
+            raise ValueError("a push gateway is given as http://host:port")
+        return gateway
+
+
 class ModelTable(_Group):
     """One `[models.NAME]` table: what a user may say of a model. `models/spec.py` reads it."""
 
@@ -198,6 +218,7 @@ class Settings(_Redacted, BaseSettings):
     extract: ExtractSettings = ExtractSettings()
     storage: StorageSettings = StorageSettings()
     weights: WeightsSettings = WeightsSettings()
+    metrics: MetricsSettings = MetricsSettings()
     models: dict[str, ModelTable] = Field(default_factory=dict)
 
     @classmethod
@@ -226,6 +247,9 @@ class Settings(_Redacted, BaseSettings):
             plain["database_url"] = mask_dsn(self.database_url.get_secret_value())
         if self.download.proxy is not None:
             plain["download"]["proxy"] = redact_url(self.download.proxy.get_secret_value())
+        if self.metrics.pushgateway is not None:
+            shown = redact_url(self.metrics.pushgateway.get_secret_value())
+            plain["metrics"]["pushgateway"] = shown
         return plain
 
 
@@ -283,6 +307,13 @@ class _Environment(EnvSettingsSource):
             return super().decode_complex_value(field_name, field, value)
         except ValueError:
             return value
+
+
+def _is_gateway(url: str) -> bool:
+    try:
+        return _GATEWAY.fullmatch(url) is not None and urlsplit(url).port != 0
+    except ValueError:  # the port is no number
+        return False
 
 
 def _names_a_setting(variable: str) -> bool:

@@ -24,6 +24,7 @@ class ModelStatus:
         images_per_second: Sum of the steady rates of the workers alive; `None` without any.
         eta_seconds: Until all that is due is done, at that rate.
         workers: Runs that are alive.
+        last_success_at: When a run last completed that had something to do.
     """
 
     model: str
@@ -39,6 +40,7 @@ class ModelStatus:
     images_per_second: float | None
     eta_seconds: float | None
     workers: int
+    last_success_at: datetime | None
     last_run: RunRecord | None
 
 
@@ -74,7 +76,10 @@ def model_statuses(database: Database) -> list[ModelStatus]:
                     (SELECT sum(r.images_per_second) FROM runs r
                      WHERE r.model_key = m.model_key AND r.finished_at IS NULL
                        AND r.heartbeat_at > clock_timestamp() - make_interval(secs => :alive_s)
-                    ) AS images_per_second
+                    ) AS images_per_second,
+                    (SELECT max(r.finished_at) FROM runs r
+                     WHERE r.model_key = m.model_key AND r.outcome = 'completed'
+                    ) AS last_success_at
                 FROM models m, catalogue
                 WHERE m.active
                 ORDER BY m.name
@@ -232,5 +237,6 @@ def _model_status(connection: Connection, row: Any) -> ModelStatus:
         images_per_second=rate,
         eta_seconds=due / rate if rate else None,
         workers=row.workers,
+        last_success_at=row.last_success_at,
         last_run=last[0] if last else None,
     )

@@ -78,6 +78,7 @@ def status(**changed: Any) -> ModelStatus:
         "waiting_by_reason": {"timeout": 1},
         "images_per_second": None,
         "eta_seconds": None,
+        "last_success_at": None,
         "workers": 0,
         "last_run": run(),
     }

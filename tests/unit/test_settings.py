@@ -302,6 +302,8 @@ def test_shown_settings_hold_no_secret(tmp_path: Path) -> None:
         Authorization = "Bearer {SECRET}"
         [weights]
         mirror = "https://mirror.example/w?token={SECRET}"
+        [metrics]
+        pushgateway = "https://me:{SECRET}@gateway.example:9091/metrics-of/shop"
         [models.shoes]
         builder = "torchvision:resnet18"
         weights = "https://me:{SECRET}@files.example/shoes.pth"
@@ -312,9 +314,11 @@ def test_shown_settings_hold_no_secret(tmp_path: Path) -> None:
     assert SECRET not in json.dumps(shown)
     assert SECRET not in repr(settings)
     assert SECRET not in str(settings)
-    for group in (settings.database_url, settings.download, settings.weights, settings.models):
+    groups = (settings.download, settings.weights, settings.metrics, settings.models)
+    for group in (settings.database_url, *groups):
         assert SECRET not in repr(group)
     assert shown["download"]["proxy"] == "http://proxy.example:3128"
+    assert shown["metrics"]["pushgateway"] == "https://gateway.example:9091/metrics-of/shop"
     assert shown["database_url"] == "postgresql://me:***@db:6432/shop?sslmode=require"
     assert shown["output"] == "s3://vectors/shop"
     assert settings.database_url is not None
@@ -335,6 +339,26 @@ def test_shown_settings_hold_no_secret(tmp_path: Path) -> None:
 def test_a_proxy_that_is_none_is_refused_without_its_password(proxy: str, tmp_path: Path) -> None:
     message = complaint(config(tmp_path, f"[download]\nproxy = {json.dumps(proxy)}"))
     assert "setting 'download.proxy'" in message
+    assert "http://host:port" in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    "gateway",
+    [
+        f"me:{SECRET}@gateway:9091",
+        f"ftp://me:{SECRET}@gateway",
+        f"http://me:1/{SECRET}@gateway:9091",
+        f"http://me:{SECRET}?@gateway",
+        f"http://gateway:{SECRET}",
+        f"http://gateway:9091/?token={SECRET}",
+    ],
+)
+def test_a_gateway_that_is_none_is_refused_without_its_password(
+    gateway: str, tmp_path: Path
+) -> None:
+    message = complaint(config(tmp_path, f"[metrics]\npushgateway = {json.dumps(gateway)}"))
+    assert "setting 'metrics.pushgateway'" in message
     assert "http://host:port" in message
     assert SECRET not in message
 

@@ -28,6 +28,9 @@ def status(
         typer.Option("--exit-code", help="Exit 4 if work is pending, 3 if images failed, else 0."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Print metrics in Prometheus' text format.")
+    ] = False,
 ) -> None:
     """Show progress, failures and the last run of every active model.
 
@@ -36,12 +39,15 @@ def status(
       vsearch status
       vsearch status --watch
       vsearch status --json | jq '.models[].pending'
+      vsearch status --prometheus > vsearch.prom
       vsearch status --exit-code || echo "not finished"
     """
     from visual_search.status import as_documents, model_statuses
 
-    if watch and as_json:
-        raise SettingsError("--watch and --json exclude each other; give one of them")
+    chosen = {"--watch": watch, "--json": as_json, "--prometheus": prometheus}
+    given = [name for name, asked in chosen.items() if asked]
+    if len(given) > 1:
+        raise SettingsError(f"{' and '.join(given)} exclude each other; give one of them")
     cli: CliContext = context.obj
     with cli.database() as database:
         if watch:
@@ -49,6 +55,10 @@ def status(
         statuses = model_statuses(database)
         if as_json:
             echo_json({"generated_at": datetime.now(UTC), "models": as_documents(statuses)})
+        elif prometheus:
+            from visual_search.metrics.families import status_text
+
+            typer.echo(status_text(statuses, datetime.now(UTC)), nl=False)
         else:
             typer.echo(_text(database, statuses))
     if exit_code:

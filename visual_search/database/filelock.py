@@ -10,14 +10,17 @@ from pathlib import Path
 class FileLock:
     """An flock on the file `path`, held from construction to `close`.
 
+    Without `wait` it is not waited for.
+
     A lock lives as long as any copy of its descriptor is open, so no child may keep one: exec
     closes it by itself, and a fork closes it here.
 
     Raises:
+        BlockingIOError: Another process has it, and it is not waited for.
         OSError: The file cannot be opened, or its file system knows no locks.
     """
 
-    def __init__(self, path: Path, *, shared: bool = False) -> None:
+    def __init__(self, path: Path, *, shared: bool = False, wait: bool = True) -> None:
         self._path = path
         self._descriptor = -1
         # A weak reference, since such a registration cannot be taken back.
@@ -26,7 +29,12 @@ class FileLock:
             # Either the first time, or the folder was deleted while we waited for its lock.
             self.close()
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(self._descriptor, how if wait else how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+                raise
 
     def is_current(self) -> bool:
         """Whether the locked file is still the one that others find at its path."""

@@ -124,11 +124,17 @@ class Downloader:
         await self._session.close()
         await self._resolver.close()
 
-    async def fetch(self, url: str) -> Download:
+    async def fetch(
+        self, url: str, on_bytes: Callable[[int], None] = lambda _size: None
+    ) -> Download:
         """Fetch one image in up to `tries` tries, each a request and its redirects.
 
         All of them and the pauses between take at most `deadline_s`, but for waits for a host or
         for memory.
+
+        Args:
+            url: Where it is.
+            on_bytes: Told of each piece of a body that arrives, also of what comes to nothing.
 
         Raises:
             ImageError: With the last try's reason. A long `Retry-After` is not waited for but
@@ -139,7 +145,7 @@ class Downloader:
         target = self._guard.check_url(url)
         room = Reservation(self._bodies)
         await room.resize(self._bodies.usual_bytes)
-        patience = _Patience(self._settings.deadline_s, room)
+        patience = _Patience(self._settings.deadline_s, room, on_bytes)
         try:
             return await self._retry(patience.before_next_try, self._try, target, patience)
         except BaseException as error:
@@ -239,6 +245,7 @@ class Downloader:
         chunks, size, digest = [], 0, sha256()
         async for chunk in response.content.iter_any():
             size += len(chunk)
+            patience.on_bytes(len(chunk))
             if size > limit:
                 raise _too_large(f"{size} bytes or more", limit, response.status)
             chunks.append(chunk)
@@ -253,9 +260,10 @@ class Downloader:
 class _Patience:
     """How long one image may still take, over all its tries, and how its last try failed."""
 
-    def __init__(self, seconds: float, room: Reservation) -> None:
+    def __init__(self, seconds: float, room: Reservation, on_bytes: Callable[[int], None]) -> None:
         self.now = asyncio.get_running_loop().time
         self.ends = self.now() + seconds
+        self.on_bytes = on_bytes
         self._room = room
         self.failure: ImageError | None = None
         self._tries = 0

@@ -5,7 +5,8 @@ holds the threads, `feeder.py`, `decoding.py`, `embedding.py` and `recorder.py` 
 `model_run.py` what each model has to itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from visual_search.database.connection import Database
 from visual_search.database.schema import RunOutcome
 from visual_search.errors import ExitCode, InternalError, ModelError, RunError, StoppedError
 from visual_search.images import RunId
+from visual_search.metrics.exporter import Exporter
 from visual_search.models import registry, weights
 from visual_search.models.artefacts import obtain_artefact
 from visual_search.models.registry import RegisteredModel
@@ -103,22 +105,27 @@ def extract(
 
     def note(result: ModelResult) -> None:
         results.append(result)
+        metrics.end(result.model, result.exit_code)
         if on_result is not None:
             on_result(result)
 
-    ready: list[_Ready] = []
-    for name in names:
-        if stop.exit_code is not None:
-            break
-        with structlog.contextvars.bound_contextvars(model=name):
-            prepared = _prepare(database, settings, name, retry_failed=retry_failed)
-        if isinstance(prepared, ModelResult):
-            note(prepared)
-        else:
-            ready.append(prepared)
-    if ready and stop.exit_code is None:
-        with stop.deferred():
-            _run(database, settings, ready, stop=stop, limit=limit, note=note)
+    run_ids = {name: RunId(uuid4()) for name in names}
+    with _bound(run_ids), Exporter(settings.metrics, settings.home) as metrics:
+        ready: list[_Ready] = []
+        for name in names:
+            if stop.exit_code is not None:
+                break
+            with _bound({name: run_ids[name]}):
+                prepared = _prepare(
+                    database, settings, name, run_ids[name], retry_failed=retry_failed
+                )
+            if isinstance(prepared, ModelResult):
+                note(prepared)
+            else:
+                ready.append(prepared)
+        if ready and stop.exit_code is None:
+            with stop.deferred(), _bound({each.model.name: each.run_id for each in ready}):
+                _run(database, settings, ready, stop=stop, limit=limit, note=note, metrics=metrics)
     return sorted(results, key=lambda result: names.index(result.model))
 
 
@@ -127,7 +134,15 @@ class _Ready:
     """A model that has something to do, and its file of weights, if it needs one."""
 
     model: RegisteredModel
+    run_id: RunId
     weights: Path | None
+
+
+def _bound(run_ids: Mapping[str, RunId]) -> AbstractContextManager[None]:
+    """Log lines from within are about the runs of these models."""
+    return structlog.contextvars.bound_contextvars(
+        model=", ".join(run_ids), run_id=", ".join(map(str, run_ids.values()))
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +221,7 @@ def _precision(database: Database, settings: Settings, name: str) -> ModelPrecis
 
 
 def _prepare(
-    database: Database, settings: Settings, name: str, *, retry_failed: bool
+    database: Database, settings: Settings, name: str, run_id: RunId, *, retry_failed: bool
 ) -> _Ready | ModelResult:
     """Register a model and get its weights; a result if it has nothing to do, or cannot."""
     try:
@@ -233,7 +248,7 @@ def _prepare(
         prepare_output(storage, database.run(record.catalogue_id))
     except RunError as error:
         return ModelResult(model=name, exit_code=error.exit_code, error=str(error))
-    return _Ready(model=model, weights=path)
+    return _Ready(model=model, run_id=run_id, weights=path)
 
 
 def _nothing_to_do(
@@ -268,6 +283,7 @@ def _run(
     stop: StopSignals,
     limit: int | None,
     note: Callable[[ModelResult], None],
+    metrics: Exporter,
 ) -> None:
     """Run the models together; their results are told to `note`.
 
@@ -279,7 +295,7 @@ def _run(
     from visual_search.pipeline.run import Run  # noqa: PLC0415
 
     work = [
-        ModelWork(model=each.model, run_id=RunId(uuid4()), weights=each.weights, limit=limit)
+        ModelWork(model=each.model, run_id=each.run_id, weights=each.weights, limit=limit)
         for each in ready
     ]
     images = 0
@@ -307,13 +323,17 @@ def _run(
             stop=stop,
             progress=progress,
         )
+        for part in run.models:
+            metrics.begin(part.model.spec, part.figures)
         run.execute()
     for part in run.models:
-        if part.error is None or isinstance(part.error, RunError):
-            note(_finished(database, part, part.error, stop))
-        else:
-            bug = InternalError(f"unexpected {type(part.error).__name__}")
-            _finish(database, part.run_id, part.figures(), bug)
+        with part.bound():
+            if part.error is None or isinstance(part.error, RunError):
+                note(_finished(database, part, part.error, stop))
+            else:
+                bug = InternalError(f"unexpected {type(part.error).__name__}")
+                _finish(database, part.run_id, part.figures(), bug)
+                metrics.end(part.model.name, bug.exit_code)
     for part in run.models:
         if part.error is not None and not isinstance(part.error, RunError):
             raise part.error

@@ -273,7 +273,7 @@ class Feeder:
 
     async def _fetch(self, downloader: Downloader, wanted: WantedImage) -> None:
         try:
-            download = await downloader.fetch(wanted.url)
+            download = await downloader.fetch(wanted.url, wanted.count_bytes)
         except ImageError as error:
             jitter = random()  # noqa: S311 - spreads load, keeps no secret
             for run, image in wanted.claims:

@@ -3,9 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import structlog
 
 from visual_search.claim import Outlook, Place
 from visual_search.database.connection import Database
@@ -52,6 +55,7 @@ class ModelRun:
         left: How many images may still be claimed; `None`: all.
         outlook: What was left for later when nothing more could be claimed.
         waiting: How many images were pending then.
+        downloaded_bytes: The model's part of what arrived; the feeder's, too.
     """
 
     def __init__(
@@ -81,6 +85,9 @@ class ModelRun:
         self.left = work.limit
         self.outlook: Outlook | None = None
         self.waiting = 0
+        self.downloaded_bytes = 0.0
+        self._settled = 0
+        self._on_settled = on_settled
         self._on_failed = on_failed
         self.recorder = Recorder(
             database,
@@ -90,7 +97,7 @@ class ModelRun:
             settings=settings,
             core_time=core_time,
             rate=self.rate,
-            on_settled=on_settled,
+            on_settled=self._settle,
             on_closed=lambda: on_closed(self),
             on_hopeless=self.fail,
         )
@@ -116,7 +123,23 @@ class ModelRun:
             failed=self.recorder.failed,
             images_per_second=self.steady.images_per_second,
             core_seconds_per_stage=self.core_time.per_stage(),
+            failed_by_reason={
+                reason.value: count for reason, count in self.recorder.failed_by_reason.items()
+            },
+            in_flight=self.claimed - self._settled,
+            shards=self.recorder.shards,
+            downloaded_bytes=self.downloaded_bytes,
         )
+
+    def bound(self) -> AbstractContextManager[None]:
+        """Log lines from within are about this model's run."""
+        return structlog.contextvars.bound_contextvars(
+            model=self.model.name, run_id=str(self.run_id)
+        )
+
+    def _settle(self) -> None:
+        self._settled += 1
+        self._on_settled()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +152,11 @@ class WantedImage:
     def url(self) -> str:
         """Where it is."""
         return self.claims[0][1].url
+
+    def count_bytes(self, size: int) -> None:
+        """So many bytes arrived of it, or of what was in its place."""
+        for run, _ in self.claims:
+            run.downloaded_bytes += size / len(self.claims)
 
     @property
     def core_times(self) -> list[CoreTime]:

@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from functools import wraps
+from typing import Concatenate, Final, ParamSpec, TypeVar
 from uuid import uuid4
 
 import structlog
@@ -14,7 +15,7 @@ from sqlalchemy import Connection
 from visual_search import claim, record
 from visual_search.database.connection import Database
 from visual_search.database.schema import ShardState
-from visual_search.errors import FailureRateError, FencedError, StorageError
+from visual_search.errors import FailureRateError, FailureReason, FencedError, StorageError
 from visual_search.images import (
     ClaimedImage,
     EmbeddedImage,
@@ -35,6 +36,7 @@ from visual_search.storage import Storage
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _TICK_S: Final = 0.5
 _OUTCOMES_AT_ONCE: Final = 500
 
@@ -59,6 +61,20 @@ class OpenShard:
     rows: list[record.RecordedRow] = field(default_factory=list)
     failures: list[FailedImage] = field(default_factory=list)
     postponed: list[PostponedImage] = field(default_factory=list)
+
+
+def _bound(
+    method: Callable[Concatenate["Recorder", OpenShard, P], None],
+) -> Callable[Concatenate["Recorder", OpenShard, P], None]:
+    """Log lines from within are about the shard, once there is one."""
+
+    @wraps(method)
+    def bound(recorder: "Recorder", shard: OpenShard, /, *args: P.args, **named: P.kwargs) -> None:
+        known = {} if shard.writer is None else {"shard": str(shard.writer.shard_id)}
+        with structlog.contextvars.bound_contextvars(**known):
+            method(recorder, shard, *args, **named)
+
+    return bound
 
 
 class Recorder:
@@ -101,6 +117,7 @@ class Recorder:
         self.runtime = ""
         self.done = 0
         self.failed = 0
+        self.failed_by_reason = dict.fromkeys(FailureReason, 0)
         self.shards = 0
 
     def watch(self, shard: OpenShard) -> None:
@@ -227,17 +244,19 @@ class Recorder:
             runtime=self.runtime,
         )
 
-        self._in_database(
-            lambda connection: record.begin_shard(
-                connection,
-                shard_id=writer.shard_id,
-                model_key=self._model.model_key,
-                uri=writer.uri,
-                run_id=self._run_id,
+        with structlog.contextvars.bound_contextvars(shard=str(writer.shard_id)):
+            self._in_database(
+                lambda connection: record.begin_shard(
+                    connection,
+                    shard_id=writer.shard_id,
+                    model_key=self._model.model_key,
+                    uri=writer.uri,
+                    run_id=self._run_id,
+                )
             )
-        )
         return writer
 
+    @_bound
     def _record_without_vector(self, shard: OpenShard) -> None:
         """Record failed and postponed images at once; they need not wait for the shard's end."""
         if not shard.failures and not shard.postponed:
@@ -273,6 +292,8 @@ class Recorder:
             self._fence(shard, error)
         else:
             self.failed += len(shard.failures)
+            for failure in shard.failures:
+                self.failed_by_reason[failure.reason] += 1
         shard.failures.clear()
         shard.postponed.clear()
 
@@ -280,6 +301,7 @@ class Recorder:
         if shard.closed and shard.settled == shard.claimed and shard.token in self._open:
             self._close(shard)
 
+    @_bound
     def _close(self, shard: OpenShard) -> None:
         """All outcomes are in: make the shard visible and end the lease."""
         self._record_without_vector(shard)
@@ -293,7 +315,7 @@ class Recorder:
                 self._in_database(self._commit(shard, written))
                 self.done += written.rows
                 self.shards += 1
-                log.info("shard_recorded", shard=str(written.shard_id), rows=written.rows)
+                log.info("shard_recorded", rows=written.rows)
         except FencedError as error:
             self._fence(shard, error)
             return
@@ -332,6 +354,7 @@ class Recorder:
 
         return step
 
+    @_bound
     def _fence(self, shard: OpenShard, error: FencedError) -> None:
         """The images or the shard were taken from this worker: nothing of it may count."""
         log.warning("shard_given_up", lease=str(shard.token), rows=len(shard.rows), why=str(error))

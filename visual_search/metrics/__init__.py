@@ -1,0 +1,1 @@
+"""What Prometheus is told: how runs go, and how far each model is. docs/monitoring.md lists it."""
