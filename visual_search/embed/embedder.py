@@ -89,7 +89,7 @@ class Embedder:
             for _ in range(workers - 1):
                 self._idle.put(self._runtime.another())
         except Exception as error:  # noqa: BLE001 - a user's network may hold what has no copy
-            log.warning("one_batch_at_a_time", model=spec.model_id, why=first_line(error))
+            log.warning("one_batch_at_a_time", model_id=spec.model_id, why=first_line(error))
 
     @property
     def runtime(self) -> str:
@@ -155,7 +155,7 @@ class Embedder:
         try:
             self._runtime = self._faster(kind, pixels, kept)
         except UnsuitableError as error:
-            log.warning("runtime_unsuitable", model=spec.model_id, runtime=kind, why=str(error))
+            log.warning("runtime_unsuitable", model_id=spec.model_id, runtime=kind, why=str(error))
             self._runtime = Eager(PixelNetwork(spec, network, device, dtype), device)
 
     def _fitted(self, runtime: Runtime, batch: Tensor) -> Tensor:

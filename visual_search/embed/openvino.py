@@ -110,7 +110,7 @@ def keep_converted(kept: Path, spec: ModelSpec, model: ov.Model) -> None:
     try:
         write_artefact(Folder(kept), _kept_name(spec), pack(model))
     except StorageError as error:
-        log.warning("not_kept", model=spec.model_id, why=str(error))
+        log.warning("not_kept", model_id=spec.model_id, why=str(error))
 
 
 def _kept_name(spec: ModelSpec) -> str:

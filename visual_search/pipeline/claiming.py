@@ -130,7 +130,8 @@ class Claimer:
             try:
                 claims, were_due = await self._claim_once(leader, suspicion)
             except _LeaseLostError as lost:
-                log.warning("lease_lost", model=lost.run.model.name)
+                with lost.run.bound():
+                    log.warning("lease_lost")
                 lost.run.close_shard()
                 continue
             if claims:

@@ -39,7 +39,8 @@ class Embedding:
         self._workers = 1
         self._embedders: dict[ModelRun, Embedder] = {}
         for run in models:
-            self._load(run)
+            with run.bound():
+                self._load(run)
         # A full collection goes through all that torch is made of, a quarter of a second in which
         # neither downloads nor batches move on: now, and then never again.
         gc.collect()
@@ -92,7 +93,7 @@ class Embedding:
         run.steady.begin()
         log.info(
             "model_loaded",
-            model=run.model.model_id,
+            model_id=run.model.model_id,
             device=str(embedder.device),
             runtime=embedder.runtime,
             batch_size=embedder.batch_size,
@@ -107,7 +108,7 @@ class Embedding:
         outcomes: list[Outcome] = [picture.image for picture in batch]
         if run in self._embedders and not run.cut.is_set():
             try:
-                with run.core_time.embedding():
+                with run.bound(), run.core_time.embedding():
                     outcomes = self._embedded(run, batch)
             except BaseException as error:  # noqa: BLE001 - as of `_load`
                 run.fail(error)

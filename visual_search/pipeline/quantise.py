@@ -77,7 +77,7 @@ def make_quantised(
                 spec = _with_artefact(recipe, hashlib.sha256(artefact).hexdigest())
                 write_artefact(output, artefact_name(spec), artefact)
                 registry.register(connection, spec, asked=True)
-                log.info("quantised", model=spec.model_id)
+                log.info("quantised", model_id=spec.model_id)
                 return spec
         if not said:
             log.info("waiting_for_quantisation", model=recipe.name)

@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import Final
 
 import structlog
@@ -125,7 +126,8 @@ class Run:
         for run in self.models:
             run.error = run.error or self._error or run.rate.fruitless()
             if run.error is not None:
-                self._give_up(run)
+                with run.bound():
+                    self._give_up(run)
 
     def _downloaded(self, wanted: WantedImage, download: Download) -> None:
         self._bodies.put((wanted, download))
@@ -141,7 +143,8 @@ class Run:
         if all(each.error is not None for each in self.models):
             self._cut_short()
         else:
-            log.warning("model_stopped", model=run.model.name, why=str(run.error))
+            with run.bound():
+                log.warning("model_stopped", why=str(run.error))
             self._feeder.drop(run)
 
     def _cut_short(self) -> None:
@@ -161,7 +164,9 @@ class Run:
                     self._error = error
                 self._cut_short()
 
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        # A thread begins with nothing bound; its log lines are about the same runs.
+        context = copy_context()
+        thread = threading.Thread(target=context.run, args=(guarded,), name=name, daemon=True)
         thread.start()
         return thread
 
@@ -233,12 +238,13 @@ class Run:
         embedding.run(self._pictures)
 
     def _record(self, run: ModelRun) -> None:
-        try:
-            run.recorder.run()
-        except BaseException as error:  # noqa: BLE001 - as of `_load`
-            run.fail(error)
-            self._give_up(run)
-            run.recorder.discard()
+        with run.bound():
+            try:
+                run.recorder.run()
+            except BaseException as error:  # noqa: BLE001 - as of `_load`
+                run.fail(error)
+                self._give_up(run)
+                run.recorder.discard()
 
     def _give_up(self, run: ModelRun) -> None:
         try:
