@@ -102,7 +102,7 @@ def test_what_a_runtime_cannot_take_is_left_to_torch(options: dict[str, Any]) ->
     with capture_logs() as logs:
         fast = Embedder(spec, None, CPU, **options)
     (entry,) = [entry for entry in logs if entry["event"] == "runtime_unsuitable"]
-    assert entry["model"] == spec.model_id
+    assert entry["model_id"] == spec.model_id
     assert "cannot be exported" in entry["why"]
     assert fast.runtime.startswith("torch ")
     expected = Embedder(spec, None, CPU).embed(noise(3, 32))
