@@ -24,12 +24,14 @@ class Gateway:
     Attributes:
         status: What every request is answered with.
         silent: Whether none is answered at all, until the server ends.
+        dripping: Whether the answer comes letter by letter, so that no silence is long.
         pushes: All requests so far.
     """
 
-    def __init__(self, *, status: int = 200, silent: bool = False) -> None:
+    def __init__(self, *, status: int = 200, silent: bool = False, dripping: bool = False) -> None:
         self.status = status
         self.silent = silent
+        self.dripping = dripping
         self.pushes: list[Push] = []
         self._ending = threading.Event()
         gateway = self
@@ -42,6 +44,11 @@ class Gateway:
                 )
                 if gateway.silent:
                     gateway._ending.wait()
+                    return
+                if gateway.dripping:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                    while not gateway._ending.wait(0.2):
+                        self.wfile.write(b"x")
                     return
                 self.send_response(gateway.status)
                 self.send_header("Content-Length", "0")

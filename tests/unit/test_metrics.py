@@ -343,6 +343,16 @@ def test_a_gateway_that_says_nothing_is_left_within_seconds(tmp_path: Path) -> N
     assert values[series("vsearch_run_active", model="tiny", worker="0")] == 0
 
 
+def test_a_gateway_that_drips_is_left_within_seconds(tmp_path: Path) -> None:
+    """No time-out of a socket ends such an answer."""
+    with Gateway(dripping=True) as gateway, capture_logs() as logs:
+        settings = MetricsSettings(pushgateway=SecretStr(f"http://{gateway.address}"))
+        assert exported(settings, tmp_path) < 8
+        assert [(entry["event"], entry["why"]) for entry in logs] == [
+            ("metrics_not_sent", "it takes too long")
+        ]
+
+
 def test_a_gateway_that_is_away_is_warned_of_once(tmp_path: Path) -> None:
     with Gateway() as gone:
         address = gone.address
