@@ -40,7 +40,7 @@ class Gateway:
             def do_PUT(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 gateway.pushes.append(
-                    Push(method=self.command, path=self.path, headers=self.headers, body=body)
+                    Push(method=self.command, path=self.path, headers=dict(self.headers), body=body)
                 )
                 if gateway.silent:
                     gateway._ending.wait()
