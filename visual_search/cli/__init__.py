@@ -19,6 +19,7 @@ from visual_search.cli import (
     db,
     demo,
     doctor,
+    export,
     extract,
     failures,
     models,
@@ -89,6 +90,7 @@ app.add_typer(shards.app, name="shards")
 app.add_typer(models.app, name="models")
 app.add_typer(db.app, name="db")
 app.add_typer(config.app, name="config")
+app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 
