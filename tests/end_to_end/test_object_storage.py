@@ -148,6 +148,7 @@ def test_damage_is_found_and_repaired(place: Workplace, bucket: Bucket) -> None:
     assert place.vsearch("shards", "verify", **bucket.variables).code == ExitCode.OK
 
 
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_a_store_that_cannot_be_reached_is_no_damage(place: Workplace, bucket: Bucket) -> None:
     place.publish(5)
     place.extract(**bucket.flags)

@@ -15,6 +15,7 @@ from tests.shards import vectors_of
 from visual_search.errors import ExitCode, StorageError
 from visual_search.images import WrittenShard
 from visual_search.shard import ShardWriter
+from visual_search.storage import shown
 
 _SMALL: dict[str, Any] = TINY | {"size": 16}
 _CROPPED: dict[str, Any] = TINY | {"resize": "shortest_edge+center_crop", "shortest_edge": 40}
@@ -132,7 +133,7 @@ def test_a_model_whose_shards_cannot_be_written_stops_no_other(
     finish = ShardWriter.finish
 
     def full_for_small(writer: ShardWriter) -> WrittenShard:
-        if "model_id=small" in writer.uri:
+        if "model_id=small" in shown(writer.uri):
             writer.discard()
             raise StorageError("disk full")
         return finish(writer)
