@@ -80,7 +80,7 @@ MUTANTS = (
         new="""
                 LIMIT :rows
 """,
-        tests=(f"{_TEST_CONTENTION}::test_many_claimers_share_all_images_and_no_image",),
+        tests=(f"{_TEST_CLAIM}::test_two_open_claims_share_no_image",),
     ),
     Mutant(
         name="a claim takes what is not due",

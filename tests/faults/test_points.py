@@ -64,10 +64,13 @@ def test_whatever_happens_there_the_next_run_ends_with_every_image_once(
     stage.assert_whole()
 
 
-def test_what_was_embedded_before_an_error_is_kept(stage: Stage, tmp_path: Path) -> None:
-    """The third batch fails, in a shard that has room for many more."""
+@pytest.mark.parametrize(("point", "nth"), [("P3", 30), ("P4", 3)])
+def test_what_was_embedded_before_an_error_is_kept(
+    stage: Stage, tmp_path: Path, point: str, nth: int
+) -> None:
+    """A decoder's thread, or the third batch, fails in a shard that has room for many more."""
     stage.publish_slowly(IMAGES, delay_s=0)
-    fails = _arm("P4", Kind.EIO, 3, tmp_path / "struck")
+    fails = _arm(point, Kind.EIO, nth, tmp_path / "struck")
     stage.work(patches=[fails], VSEARCH_EXTRACT__SHARD_ROWS="1000").ends(1)
     assert 0 < stage.done() < IMAGES
     assert stage.claims() == 0
