@@ -6,11 +6,7 @@ any device), `compiled.py` (torch, compiled for one) and `openvino.py` (processo
 knows this machine.
 """
 
-from visual_search.embed.device import (
-    batches_at_a_time,
-    choose_device,
-    does_bf16_fast,
-)
+from visual_search.embed.device import batches_at_a_time, choose_device, does_bf16_fast
 from visual_search.embed.embedder import Embedder
 from visual_search.embed.preparation import prepare
 
