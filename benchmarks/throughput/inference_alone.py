@@ -18,8 +18,12 @@ keep_freed_memory()
 from benchmarks.throughput.job import Job  # noqa: E402
 from benchmarks.throughput.network import spec_and_weights  # noqa: E402
 from benchmarks.throughput.stages import download, prepared  # noqa: E402
-from visual_search.cores import usable_cores  # noqa: E402
-from visual_search.embed import Embedder, batches_at_a_time, choose_device  # noqa: E402
+from visual_search.embed import (  # noqa: E402
+    Embedder,
+    batches_at_a_time,
+    choose_device,
+    threads_for_each,
+)
 
 BATCHES = (16, 32, 64)
 
@@ -31,8 +35,8 @@ def main() -> None:
     embedder = Embedder(*spec_and_weights(job), device, batch_size=max(BATCHES), workers=workers)
     pixels, _ = prepared(job, download(job)[0][: max(BATCHES)])
     rates = {}
-    threads = max(1, usable_cores() // workers)
-    with ThreadPoolExecutor(workers, "embedder", torch.set_num_threads, (threads,)) as pool:
+    threads = (threads_for_each(workers),)
+    with ThreadPoolExecutor(workers, "embedder", torch.set_num_threads, threads) as pool:
         for size in BATCHES:
             batch = torch.stack(pixels[:size])
             list(pool.map(embedder.embed, repeat(batch, workers)))

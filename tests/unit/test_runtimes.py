@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch._dynamo import config as dynamo
 
 from tests.unit.test_embed import cosines, noise
 from visual_search import models
-from visual_search.embed import Embedder, embedder, openvino, runtime
+from visual_search.embed import Embedder, embedder, openvino, runtime, threads_for_each
 from visual_search.embed.compiled import Compiled
 from visual_search.embed.openvino import OpenVino
 from visual_search.embed.quantisation import quantise
@@ -229,6 +230,19 @@ def test_a_compiled_network_gives_torchs_vectors_and_is_compiled_once() -> None:
         np.testing.assert_allclose(fast.embed(noise(9, 32)), expected, rtol=1e-4, atol=1e-5)
         found = fast.embed(noise(9, 32)[:3])
     np.testing.assert_allclose(found, expected[:3], rtol=1e-4, atol=1e-5)
+
+
+def test_the_threads_that_embed_need_no_code_of_their_own() -> None:
+    fast = Embedder(spec_of(layer="input:2"), None, CPU, batch_size=4, compiled=True, workers=2)
+
+    def embed(batch: Tensor) -> object:
+        # What is patched is each thread's own.
+        with dynamo.patch(error_on_recompile=True):
+            return fast.embed(batch)
+
+    threads = (threads_for_each(2),)
+    with ThreadPoolExecutor(2, "embedder", torch.set_num_threads, threads) as pool:
+        assert len(list(pool.map(embed, [noise(4, 32)] * 4))) == 4
 
 
 def test_a_network_is_compiled_before_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,12 @@ any device), `compiled.py` (torch, compiled for one) and `openvino.py` (processo
 knows this machine.
 """
 
-from visual_search.embed.device import batches_at_a_time, choose_device, does_bf16_fast
+from visual_search.embed.device import (
+    batches_at_a_time,
+    choose_device,
+    does_bf16_fast,
+    threads_for_each,
+)
 from visual_search.embed.embedder import Embedder
 from visual_search.embed.preparation import prepare
 
@@ -16,4 +21,5 @@ __all__ = [
     "choose_device",
     "does_bf16_fast",
     "prepare",
+    "threads_for_each",
 ]

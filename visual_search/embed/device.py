@@ -1,5 +1,6 @@
 """What there is on this machine to compute with."""
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -44,6 +45,18 @@ def batches_at_a_time(device: torch.device) -> int:
     take their turns on the same cores. ResNet-18 gets a seventh more images through two cores so.
     """
     return min(usable_cores(), _MOST_BATCHES) if device.type == "cpu" else 1
+
+
+def threads_for_each(workers: int) -> int:
+    """How many of torch's threads each of so many batches at a time has to itself."""
+    return max(1, _threads() // workers)
+
+
+@cache
+def _threads() -> int:
+    """Torch's threads. Asked once: in a thread that was given fewer, torch says that number."""
+    # In a container torch counts the cores of the whole machine.
+    return min(torch.get_num_threads(), usable_cores())
 
 
 def does_bf16_fast(device: torch.device) -> bool:

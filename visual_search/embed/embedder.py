@@ -10,8 +10,8 @@ import structlog
 import torch
 from torch import Tensor
 
-from visual_search.cores import usable_cores
 from visual_search.embed.compiled import Compiled
+from visual_search.embed.device import threads_for_each
 from visual_search.embed.eager import Eager
 from visual_search.embed.network import PixelNetwork, UnsuitableError, fast_dtype, first_line
 from visual_search.embed.preparation import prepare
@@ -135,8 +135,8 @@ class Embedder:
     def _load(self, kind: Kind, weights: Path | None, kept: Path | None) -> None:
         spec, device = self._spec, self.device
         if device.type == "cpu":
-            # In a container torch counts the cores of the whole machine.
-            torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+            # As where it will be used: compiled code is made anew for another number.
+            torch.set_num_threads(threads_for_each(self._workers))
         # fp32 is a promise about the vectors; TF32 would break it silently.
         torch.backends.cudnn.allow_tf32 = False
         stored = self._stored(weights, kept) if kind == "openvino" else None

@@ -12,8 +12,7 @@ import numpy as np
 import structlog
 import torch
 
-from visual_search.cores import usable_cores
-from visual_search.embed import Embedder, batches_at_a_time, choose_device
+from visual_search.embed import Embedder, batches_at_a_time, choose_device, threads_for_each
 from visual_search.errors import EmbedError, FailureReason
 from visual_search.images import EmbeddedImage, FailedImage
 from visual_search.pipeline.model_run import ModelRun, Picture
@@ -148,8 +147,7 @@ class _Pool(ThreadPoolExecutor):
     """Threads that share the cores; a batch is taken only once one of them can soon begin it."""
 
     def __init__(self, workers: int) -> None:
-        threads = max(1, min(torch.get_num_threads(), usable_cores()) // workers)
-        super().__init__(workers, "embedder", torch.set_num_threads, (threads,))
+        super().__init__(workers, "embedder", torch.set_num_threads, (threads_for_each(workers),))
         self._room = Semaphore(workers + 1)
         self._bug: BaseException | None = None
 
