@@ -310,8 +310,8 @@ MUTANTS = (
     Mutant(
         name="gc deletes what it has not abandoned",
         path=_UPKEEP,
-        old="return _why_garbage(connection, shard_id, abandon=delete)",
-        new="return _why_garbage(connection, shard_id, abandon=False)",
+        old="connection, shard_id, abandon=delete, superseded",
+        new="connection, shard_id, abandon=False, superseded",
         tests=(
             f"{_TEST_GARBAGE}::test_a_writer_that_sleeps_through_gc_gives_its_shard_up_and_goes_on",
         ),

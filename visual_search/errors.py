@@ -3,6 +3,7 @@
 VsearchError
 ├── ImageError             this image is recorded as failed, the run goes on
 ├── HostPausedError        this image is given back, to be claimed after its host's pause
+├── DamagedShardError      this shard is left as it is, work on the others goes on
 ├── BatchError             this batch is dropped and its images are claimed again
 │   ├── EmbedError         a vector is not finite
 │   └── FencedError        another worker owns the images now
@@ -123,6 +124,10 @@ class HostPausedError(VsearchError):
         super().__init__(f"{host} is left alone for {seconds:.0f} s")
         self.host = host
         self.seconds = seconds
+
+
+class DamagedShardError(VsearchError):
+    """The file of a committed shard is not as recorded; nothing may be made of it."""
 
 
 class BatchError(VsearchError):

@@ -68,13 +68,14 @@ def shard_state(connection: Connection, shard_id: ShardId) -> ShardState | None:
 
 
 def is_being_written(connection: Connection, shard_id: ShardId) -> bool:
-    """Whether the run that writes a shard still has a living lease."""
+    """Whether who writes a shard lives: a run by its lease, a merge by what the shard says."""
     return bool(
         connection.execute(
             text("""
                 SELECT EXISTS (
-                    SELECT FROM leases JOIN shards USING (run_id)
-                    WHERE shard_id = :shard_id AND expires_at > clock_timestamp()
+                    SELECT FROM shards LEFT JOIN leases USING (run_id)
+                    WHERE shard_id = :shard_id
+                      AND greatest(expires_at, held_until) > clock_timestamp()
                 )
             """),
             {"shard_id": shard_id},

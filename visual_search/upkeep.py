@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from visual_search import record
 from visual_search.database.connection import Database
@@ -16,6 +16,7 @@ from visual_search.settings import StorageSettings
 from visual_search.shard import check_owner, find_damage, list_files, list_unfinished
 from visual_search.storage import Storage, shown, words_of
 
+_READ_WITHIN_S: Final = 24 * 3600.0
 _WRITTEN_WITHIN_S: Final = 600.0
 
 
@@ -33,7 +34,8 @@ class Garbage:
 
     Attributes:
         path: Or, in an object store, the URI.
-        why: `abandoned`, `discarded`, `unknown` to the table; `unfinished` if it is no shard's.
+        why: `abandoned`, `discarded`, `superseded`, `unknown` to the table; `unfinished` if it is
+            no shard's.
     """
 
     path: str
@@ -68,19 +70,27 @@ def repair(database: Database, damaged: Sequence[DamagedShard]) -> int:
 
 
 def collect_garbage(
-    database: Database, storage: Storage, *, grace_s: float, delete: bool
+    database: Database,
+    storage: Storage,
+    *,
+    grace_s: float,
+    delete: bool,
+    superseded_grace_s: float = _READ_WITHIN_S,
 ) -> Iterator[Garbage]:
     """Find, and with `delete` remove, files of an output that no committed shard needs.
 
     Files are listed first and the table is read afterwards: what a worker commits in between is
     seen as committed. A shard that is still `writing` is touched only when its run has no living
-    lease, and only after it was set to `abandoned`: a writer that wakes up then is refused.
+    lease, and only after it was set to `abandoned`: a writer that wakes up then is refused. A shard
+    that was merged into another stays for a while: who listed it before may still read it.
 
     Args:
         database: Whose catalogue.
         storage: Where its shards are.
         grace_s: Younger files are left alone.
         delete: Otherwise nothing is changed.
+        superseded_grace_s: So long after it was merged into another a shard is kept; by the
+            database's clock, since the file itself is older.
 
     Raises:
         UsageError: The output is another catalogue's, or nobody's.
@@ -92,7 +102,9 @@ def collect_garbage(
     for file in files:
 
         def judge(connection: Connection, shard_id: ShardId = file.shard_id) -> str | None:
-            return _why_garbage(connection, shard_id, abandon=delete)
+            return _why_garbage(
+                connection, shard_id, abandon=delete, superseded_grace_s=superseded_grace_s
+            )
 
         why = database.run(judge)
         if why is None:
@@ -117,7 +129,9 @@ def _delete(storage: Storage, name: str) -> None:
         raise StorageError(f"cannot delete {where}: {words_of(error)}") from error
 
 
-def _why_garbage(connection: Connection, shard_id: ShardId, *, abandon: bool) -> str | None:
+def _why_garbage(
+    connection: Connection, shard_id: ShardId, *, abandon: bool, superseded_grace_s: float
+) -> str | None:
     state = record.shard_state(connection, shard_id)
     if state is None:
         return "unknown"
@@ -129,4 +143,20 @@ def _why_garbage(connection: Connection, shard_id: ShardId, *, abandon: bool) ->
         if abandon:
             record.abandon_shard(connection, shard_id)
         return ShardState.ABANDONED.value
+    if state is ShardState.SUPERSEDED and not _was_superseded(
+        connection, shard_id, at_least_ago_s=superseded_grace_s
+    ):
+        return None
     return state.value
+
+
+def _was_superseded(connection: Connection, shard_id: ShardId, *, at_least_ago_s: float) -> bool:
+    return bool(
+        connection.execute(
+            text("""
+                SELECT superseded_at <= clock_timestamp() - make_interval(secs => :ago_s)
+                FROM shards WHERE shard_id = :shard_id
+            """),
+            {"shard_id": shard_id, "ago_s": at_least_ago_s},
+        ).scalar_one()
+    )

@@ -10,15 +10,18 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from embedding_reader import EmbeddingReader
 from sqlalchemy import text
 
+from tests.database.test_catalog_removal import remove
 from tests.end_to_end.workplace import TINY, Workplace
 from tests.shards import local_path, vectors_of
+from visual_search.compaction import GroupOutcome, compact
 from visual_search.errors import ExitCode
-from visual_search.export import Exported, Format
+from visual_search.export import Exported, Format, parts
 from visual_search.export import export as export_vectors
 from visual_search.export.formats import WRITERS
 from visual_search.models import registry
@@ -236,6 +239,103 @@ def test_a_damaged_shard_is_named(shop: Workplace, tmp_path: Path) -> None:
     told = export(shop, "--to", str(tmp_path / "out"), code=ExitCode.TEMPORARY)
     assert f"cannot read the shard {local_path(uri)}" in told["error"]
     assert "vsearch shards verify" in told["error"]
+
+
+# Shards that are merged between two exports, or in the midst of one.
+
+
+@pytest.mark.parametrize("format_", ["parquet", "npy"])
+def test_what_was_merged_since_is_neither_written_again_nor_lost(
+    shop: Workplace, tmp_path: Path, format_: Format
+) -> None:
+    to = Folder(tmp_path / "out")
+    export_to(shop, to, format_)
+    before = snapshot(to.folder)
+    merge_all(shop)
+    assert export_to(shop, to, format_) == Exported(rows=IMAGES, written=0, kept=3, deleted=0)
+    assert snapshot(to.folder) == before
+    shop.publish(5, start=IMAGES)
+    shop.extract(**SHARDS)
+    merge_all(shop)
+    # The new shard has rows of two sources: one whose parts are there, one without.
+    assert export_to(shop, to, format_) == Exported(rows=IMAGES + 5, written=1, kept=0, deleted=3)
+    assert export_to(shop, to, format_).kept == 1
+
+
+def test_a_merged_shard_that_lost_a_row_is_written_anew(shop: Workplace, tmp_path: Path) -> None:
+    to = Folder(tmp_path / "out")
+    export_to(shop, to, "parquet")
+    merge_all(shop)
+    remove_first(shop)
+    told = export_to(shop, to, "parquet")
+    assert told == Exported(rows=IMAGES - 1, written=1, kept=0, deleted=3)
+
+
+def test_as_many_rows_are_not_taken_for_the_same(shop: Workplace, tmp_path: Path) -> None:
+    """One image left a shard, another shard of one image came, and both were merged."""
+    to = Folder(tmp_path / "out")
+    export_to(shop, to, "parquet")
+    remove_first(shop)
+    (url,) = shop.publish(1, start=IMAGES)
+    shop.extract(**SHARDS)
+    merge_all(shop)
+    told = export_to(shop, to, "parquet")
+    assert (told.rows, told.kept) == (IMAGES, 0)
+    table = pq.read_table(tmp_path / "out", partitioning=None)
+    assert url in table["url"].to_pylist()
+    assert ids_in(table) == in_catalogue(shop)
+
+
+def test_a_merge_in_the_midst_of_an_export_loses_nothing(
+    shop: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to, read_part = Folder(tmp_path / "out"), parts.read_part
+
+    def read(*given: Any) -> Any:
+        if len(shop.rows("SELECT FROM shards WHERE state = 'committed'")) > 1:
+            merge_all(shop)
+        return read_part(*given)
+
+    monkeypatch.setattr("visual_search.export.read_part", read)
+    told = export_to(shop, to, "parquet")
+    assert (told.rows, told.written) == (IMAGES, SHARDS_THERE)
+    table = pq.read_table(tmp_path / "out", partitioning=None)
+    assert ids_in(table) == in_catalogue(shop)
+    assert dict(
+        zip(table["image_id"].to_pylist(), table["embedding"].to_pylist(), strict=True)
+    ) == in_shards(shop)
+    assert export_to(shop, to, "parquet").kept == SHARDS_THERE
+
+
+def merge_all(place: Workplace) -> None:
+    with place.database.transaction() as connection:
+        models = registry.registered(connection)
+    settings = place.settings()
+    (merged,) = compact(
+        place.database,
+        Folder(Path(settings.output_uri)),
+        models,
+        below=500,
+        max_rows=1_000,
+        hold_s=60,
+        settings=settings.storage,
+        dry_run=False,
+        tell=lambda _rows: None,
+    )
+    assert merged.outcome is GroupOutcome.MERGED
+
+
+def remove_first(place: Workplace) -> None:
+    ((url,),) = place.rows("SELECT url FROM images ORDER BY image_id LIMIT 1")
+    assert remove(place.database, url).images == 1
+
+
+def ids_in(table: pa.Table) -> list[int]:
+    return sorted(table["image_id"].to_pylist())
+
+
+def in_catalogue(place: Workplace) -> list[int]:
+    return [image_id for (image_id,) in place.rows("SELECT image_id FROM images ORDER BY 1")]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -179,6 +179,57 @@ def test_gc_deletes_what_the_table_does_not_list(place: Workplace, bucket: Bucke
     }
 
 
+def test_small_shards_are_merged_and_the_old_ones_stay_for_a_while(
+    place: Workplace, bucket: Bucket
+) -> None:
+    place.publish(25)
+    place.extract(**bucket.flags)
+    variables = bucket.variables | {"VSEARCH_EXTRACT__SHARD_ROWS": "100"}
+    old, vectors = uris(place), vectors_in(place, bucket)
+    compact = place.vsearch("shards", "compact", "--json", **variables)
+    assert compact.code == ExitCode.OK, compact
+    (group,) = json.loads(compact.out)["groups"]
+    assert uris(place) == [group["uri"]]
+    assert group["uri"].startswith(f"{bucket.output}/model_id=tiny-")
+    assert sorted(source["uri"] for source in group["sources"]) == old
+    assert vectors_in(place, bucket) == vectors
+    assert place.vsearch("shards", "verify", **variables).code == ExitCode.OK
+    gc = ("shards", "gc", "--delete", "--grace", "0", "--json")
+    assert json.loads(place.vsearch(*gc, **variables).out)["files"] == []
+    found = json.loads(place.vsearch(*gc, "--superseded-grace", "0", **variables).out)["files"]
+    assert [(file["path"], file["why"]) for file in found] == [(uri, "superseded") for uri in old]
+    storage = open_storage(bucket.output, bucket.settings)
+    assert [storage.uri(file.name) for file in storage.files()] == [
+        f"{bucket.output}/_vsearch.json",
+        group["uri"],
+    ]
+
+
+def test_a_damaged_object_is_not_merged(place: Workplace, bucket: Bucket) -> None:
+    place.publish(25)
+    place.extract(**bucket.flags)
+    storage = open_storage(bucket.output, bucket.settings)
+    victim = uris(place)[0]
+    name = victim.removeprefix(f"{bucket.output}/")
+    changed = bytearray(storage.read(name))
+    changed[len(changed) // 2] ^= 1
+    storage.write(name, bytes(changed))
+    before = uris(place)
+    variables = bucket.variables | {"VSEARCH_EXTRACT__SHARD_ROWS": "100"}
+    compact = place.vsearch("shards", "compact", **variables)
+    assert compact.code == ExitCode.FAILED
+    assert f"3 shards stay as they are: {victim}: sha256" in compact.out
+    assert uris(place) == before
+
+
+def vectors_in(place: Workplace, bucket: Bucket) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for uri in uris(place):
+        ids, vectors = read_vectors(uri, bucket.settings)
+        found |= dict(zip(ids.tolist(), vectors.tolist(), strict=True))
+    return found
+
+
 def test_another_catalogues_prefix_is_refused(place: Workplace, bucket: Bucket) -> None:
     open_storage(bucket.output, bucket.settings).write(
         "_vsearch.json", json.dumps({"catalogue_id": str(uuid4())}).encode()

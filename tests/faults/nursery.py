@@ -31,6 +31,7 @@ _MODULES = (
     "torchvision",
     "visual_search.cli",
     "visual_search.cli.logs",
+    "visual_search.compaction",
     "visual_search.database.migrate",
     "visual_search.pipeline.decoding",
     "visual_search.pipeline.embedding",

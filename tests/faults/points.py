@@ -12,6 +12,10 @@
 
     G1   gc has listed the files           G2   gc has found a writer dead, in its transaction
     G3   as P13
+
+    C1   a merge has taken its shards      C4   in the commit's transaction, all but committed
+    C2   in mid-file                       C5   after the commit
+    C3   before the commit                 P6, P7  as above
 """
 
 import datetime as dt
@@ -28,7 +32,8 @@ from typing import Any
 
 import psycopg2
 
-from visual_search import claim, record, upkeep
+from visual_search import claim, compaction, record, upkeep
+from visual_search.compaction import merge, table
 from visual_search.database import connection
 from visual_search.decode import DecoderProcess
 from visual_search.download import Downloader
@@ -91,6 +96,16 @@ def arm(*, point: str, kind: str, nth: int, note: str) -> None:
             _after(upkeep, "list_files", fault.strike)
         case "G2":
             _before(record, "abandon_shard", fault.strike)
+        case "C1":
+            _before(merge, "_held", fault.strike)
+        case "C2":
+            _before(ShardWriter, "append", fault.strike)
+        case "C3":
+            _before(table, "commit_merge", fault.strike)
+        case "C4":
+            _after(table, "commit_merge", fault.strike)
+        case "C5":
+            _after(compaction, "merge_group", fault.strike)
         case "P13" | "G3":
             _before(Path, "unlink", fault.strike, when=_is_partial_or_shard)
         case _:

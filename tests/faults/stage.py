@@ -281,5 +281,7 @@ class Stage(Workplace):
 
     def collect_garbage(self, *, delete: bool) -> set[Path]:
         """What `shards gc` finds, however young."""
-        found = upkeep.collect_garbage(self.database, Folder(self.folder), grace_s=0, delete=delete)
+        found = upkeep.collect_garbage(
+            self.database, Folder(self.folder), grace_s=0, superseded_grace_s=0, delete=delete
+        )
         return {Path(garbage.path) for garbage in found}

@@ -4,6 +4,7 @@ With statistics from before the first image was seeded, as a first night has the
 ones: nothing reads a large table from end to end, nor much more than what it is about.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 from uuid import uuid4
@@ -15,11 +16,13 @@ from tests.faults.big import seed_many, vacuum
 from tests.plans import Plan, explain
 from visual_search import claim, hosts, record, status
 from visual_search.claim import Suspicion
+from visual_search.compaction import table
 from visual_search.database.connection import Database
 from visual_search.errors import FailureReason
 from visual_search.images import (
     ClaimedImage,
     FailedImage,
+    ImageId,
     LeaseToken,
     ModelKey,
     PostponedImage,
@@ -31,6 +34,7 @@ from visual_search.images import (
 RUN = RunId(uuid4())
 LARGE = ("extractions", "images")
 SHARD_ROWS = 10_000
+SMALL_ROWS = 500
 CLAIM_ROWS = 256
 
 
@@ -128,6 +132,102 @@ def test_a_claim_never_takes_more_than_it_is_told(database: Database, runs: int)
                 taken = _take(connection, model_key, token, rows % 7 + 1)
                 assert len(taken) == rows % 7 + 1
                 undone.rollback()
+
+
+@pytest.mark.parametrize(
+    ("images", "fresh"),
+    [
+        pytest.param(50_000, False),
+        *(pytest.param(1_000_000, fresh, marks=pytest.mark.long) for fresh in (False, True)),
+    ],
+)
+def test_a_merge_of_shards_reads_only_their_rows(
+    database: Database, database_url: str, images: int, fresh: bool
+) -> None:
+    model_key = seed_many(database, images)
+    sources = _make_shards(database, model_key)
+    if fresh:
+        vacuum(database_url)
+    shard = WrittenShard(
+        shard_id=ShardId(uuid4()), uri="file:///nowhere", rows=SHARD_ROWS, bytes=1, sha256=""
+    )
+    moved = {
+        source: table.MovedRows(
+            image_ids=[ImageId(n + 1) for n in range(first, first + SMALL_ROWS)],
+            positions=list(range(first, first + SMALL_ROWS)),
+        )
+        for source, first in zip(sources, range(0, SHARD_ROWS, SMALL_ROWS), strict=True)
+    }
+    with database.transaction() as connection:
+        table.begin_merge(
+            connection,
+            shard_id=shard.shard_id,
+            model_key=model_key,
+            uri=shard.uri,
+            run_id=RUN,
+            sources=sources,
+            hold_s=60,
+        )
+
+    def merge(connection: Connection) -> None:
+        for source, rows in moved.items():
+            found = table.rows_that_count(
+                connection, model_key=model_key, shard_id=source, image_ids=rows.image_ids
+            )
+            assert len(found) == SMALL_ROWS
+        table.commit_merge(connection, model_key=model_key, shard=shard, moved=moved)
+
+    with database.transaction() as connection:
+        plans = explain(connection, partial(merge, connection))
+    # Each of them is about one of the small shards.
+    for plan in plans:
+        assert "Seq Scan" not in _scans(plan)
+        assert plan.rows_read("extractions") <= 2 * SMALL_ROWS
+    assert sum(plan.rows_read("extractions") for plan in plans) >= SHARD_ROWS
+    begun = time.monotonic()
+    with database.transaction() as connection:
+        table.commit_merge(connection, model_key=model_key, shard=shard, moved=moved)
+    took_s = time.monotonic() - begun
+    print(f"{images} images: {SHARD_ROWS} rows of {len(sources)} shards moved in {took_s:.2f} s")
+    assert took_s <= 0.5 or images < 1_000_000
+
+
+def _make_shards(database: Database, model_key: ModelKey) -> list[ShardId]:
+    """All images done, the first `SHARD_ROWS` of them in small shards."""
+    with database.transaction() as connection:
+        connection.execute(
+            text("""
+                UPDATE extractions
+                SET status = 'done', shard_id = gen_random_uuid(),
+                    row_in_shard = (image_id - 1) % :small
+            """),
+            {"small": SMALL_ROWS},
+        )
+        sources = connection.execute(
+            text("""
+                INSERT INTO shards (shard_id, model_key, uri, rows, bytes, sha256, run_id, state)
+                SELECT gen_random_uuid(), :model_key, 'file:///nowhere', :small, 1, '', :run_id,
+                       'committed'
+                FROM generate_series(1, CAST(:count AS integer))
+                RETURNING shard_id
+            """),
+            {
+                "model_key": model_key,
+                "small": SMALL_ROWS,
+                "run_id": RUN,
+                "count": SHARD_ROWS // SMALL_ROWS,
+            },
+        ).scalars()
+        found = [ShardId(shard_id) for shard_id in sources]
+        connection.execute(
+            text("""
+                UPDATE extractions e SET shard_id = s.shard_id
+                FROM unnest(CAST(:shard_ids AS uuid[])) WITH ORDINALITY AS s (shard_id, number)
+                WHERE e.image_id <= :rows AND (e.image_id - 1) / :small = s.number - 1
+            """),
+            {"shard_ids": [str(s) for s in found], "rows": SHARD_ROWS, "small": SMALL_ROWS},
+        )
+    return found
 
 
 Step = Callable[[Connection], object]

@@ -1,4 +1,4 @@
-"""Any order of claims, heartbeats, expiries, commits, failures and gc, against a simple model.
+"""Any order of claims, heartbeats, expiries, commits, failures, merges and gc, against a model.
 
 The model keeps in plain Python what the tables should hold; after every step both must agree.
 """
@@ -6,7 +6,7 @@ The model keeps in plain Python what the tables should hold; after every step bo
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     consumes,
     initialize,
     invariant,
+    multiple,
     rule,
     run_state_machine_as_test,
 )
@@ -27,6 +28,7 @@ from tests.catalogue import add_images, make_model
 from tests.shards import paths_in
 from visual_search import claim, failures, record, upkeep
 from visual_search.claim import DEATHS_TO_FAIL, Suspicion
+from visual_search.compaction import table
 from visual_search.database.connection import Database
 from visual_search.database.schema import ShardState
 from visual_search.errors import FailureReason, FencedError
@@ -46,6 +48,7 @@ from visual_search.storage import Folder
 
 T = TypeVar("T")
 IMAGES = 12
+NO_LEASE = LeaseToken(uuid4())
 MAX_ATTEMPTS = 3
 SOON, LATER = 0.0, 3600.0
 
@@ -73,6 +76,15 @@ class Worker:
     path: Path | None = None
 
 
+@dataclass
+class Merger:
+    """A merge as its process sees it, which may be wrong."""
+
+    shard_id: ShardId
+    rows: dict[ShardId, list[ImageId]]
+    path: Path
+
+
 class Catalogue(RuleBasedStateMachine):
     """Rules are what workers, gc and users do; each is one step of the product."""
 
@@ -82,6 +94,7 @@ class Catalogue(RuleBasedStateMachine):
 
     workers = Bundle("workers")
     committers = Bundle("committers")
+    mergers = Bundle("mergers")
 
     @initialize()
     def begin(self) -> None:
@@ -102,6 +115,8 @@ class Catalogue(RuleBasedStateMachine):
         self.shards: dict[ShardId, ShardState] = {}
         self.owners: dict[ShardId, LeaseToken] = {}
         self.files: dict[ShardId, Path] = {}
+        self.merged_into: dict[ShardId, ShardId] = {}
+        self.held: dict[ShardId, bool] = {}
 
     # What workers do.
 
@@ -253,6 +268,75 @@ class Catalogue(RuleBasedStateMachine):
         self._lease_ends(worker.token)
         worker.claimed.clear()
 
+    # What merges of shards do.
+
+    @rule(target=mergers, data=st.data())
+    def begin_merge(self, data: st.DataObject) -> Any:
+        committed = [s for s, state in self.shards.items() if state is ShardState.COMMITTED]
+        if len(committed) < 2:
+            return multiple()
+        sources = data.draw(
+            st.lists(st.sampled_from(committed), min_size=2, max_size=3, unique=True)
+        )
+        shard_id = ShardId(uuid4())
+        path = self.folder / "model_id=tiny" / "date=2026-01-01" / f"{shard_id}.parquet"
+        taken = [s for s in sources if self._is_held(self.merged_into.get(s))]
+        try:
+            with self.database.transaction() as connection:
+                table.begin_merge(
+                    connection,
+                    shard_id=shard_id,
+                    model_key=self.model_key,
+                    uri=path.as_uri(),
+                    run_id=RunId(uuid4()),
+                    sources=sources,
+                    hold_s=600,
+                )
+        except FencedError:
+            assert taken
+            return multiple()
+        assert not taken
+        path.touch()
+        self.shards[shard_id], self.held[shard_id] = ShardState.WRITING, True
+        self.files[shard_id] = path
+        self.merged_into |= dict.fromkeys(sources, shard_id)
+        rows = {s: [n for n, image in self.images.items() if image.shard == s] for s in sources}
+        return Merger(shard_id, rows, path)
+
+    @rule(merger=mergers, times=st.integers(1, 2))
+    def commit_merge(self, merger: Merger, times: int) -> None:
+        """Once, or twice as after a lost reply."""
+        shard_id, state = merger.shard_id, self.shards[merger.shard_id]
+        fenced = state is not ShardState.COMMITTED and (
+            state is not ShardState.WRITING
+            or any(
+                self.shards[source] is not ShardState.COMMITTED
+                or self.merged_into[source] != shard_id
+                for source in merger.rows
+            )
+        )
+        for _ in range(times):
+            try:
+                with self.database.transaction() as connection:
+                    self._commit_merge(connection, merger)
+            except FencedError:
+                assert fenced
+            else:
+                assert not fenced
+        if fenced or state is not ShardState.WRITING:
+            return
+        self.shards[shard_id] = ShardState.COMMITTED
+        for source, images in merger.rows.items():
+            self.shards[source] = ShardState.SUPERSEDED
+            for image_id in images:
+                self.images[image_id].shard = shard_id
+
+    @rule(merger=mergers)
+    def merge_sleeps_too_long(self, merger: Merger) -> None:
+        with self.database.transaction() as connection:
+            table.hold_shard(connection, merger.shard_id, hold_s=0)
+        self.held[merger.shard_id] = False
+
     # What happens to them, and what others do.
 
     @rule(worker=workers | committers)
@@ -287,13 +371,19 @@ class Catalogue(RuleBasedStateMachine):
         deleted = {
             Path(found.path)
             for found in upkeep.collect_garbage(
-                self.database, Folder(self.folder), grace_s=-1, delete=True
+                self.database,
+                Folder(self.folder),
+                grace_s=-1,
+                superseded_grace_s=0,
+                delete=True,
             )
         }
         expected = set()
         for shard_id, path in list(self.files.items()):
             state = self.shards[shard_id]
-            alive = self.leases.get(self.owners[shard_id], False)
+            alive = self._is_held(shard_id) or self.leases.get(
+                self.owners.get(shard_id, NO_LEASE), False
+            )
             if state is ShardState.COMMITTED or (state is ShardState.WRITING and alive):
                 continue
             if state is ShardState.WRITING:
@@ -418,6 +508,31 @@ class Catalogue(RuleBasedStateMachine):
             ],
         )
         claim.close_lease(connection, worker.token)
+
+    def _is_held(self, shard_id: ShardId | None) -> bool:
+        """Whether a merge that lives writes this shard."""
+        return (
+            shard_id is not None
+            and self.shards[shard_id] is ShardState.WRITING
+            and self.held.get(shard_id, False)
+        )
+
+    def _commit_merge(self, connection: Connection, merger: Merger) -> None:
+        images = [image_id for inside in merger.rows.values() for image_id in inside]
+        positions = {image_id: n for n, image_id in enumerate(images)}
+        table.commit_merge(
+            connection,
+            model_key=self.model_key,
+            shard=WrittenShard(
+                shard_id=merger.shard_id, uri="file:///x", rows=len(images), bytes=1, sha256="00"
+            ),
+            moved={
+                source: table.MovedRows(
+                    image_ids=inside, positions=[positions[image_id] for image_id in inside]
+                )
+                for source, inside in merger.rows.items()
+            },
+        )
 
     def _unless_fenced(self, worker: Worker, step: Callable[[Connection], T]) -> T | None:
         try:

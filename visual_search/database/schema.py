@@ -14,12 +14,16 @@ class Status(StrEnum):
 
 
 class ShardState(StrEnum):
-    """`shards.state`: readers see committed ones only."""
+    """`shards.state`: readers see committed ones only.
+
+    What is in a superseded one is in another, committed or superseded in its turn.
+    """
 
     WRITING = "writing"
     COMMITTED = "committed"
     ABANDONED = "abandoned"
     DISCARDED = "discarded"
+    SUPERSEDED = "superseded"
 
 
 class RunOutcome(StrEnum):

@@ -1,22 +1,20 @@
 """One clean set of a model's vectors, for programs that know nothing of shards or the database.
 
-`parts.py` says what a part holds, `formats.py` how it is written, `destination.py` which parts are
-there already.
+`held.py` says what the shards hold, `parts.py` what a part holds, `formats.py` how it is written,
+`destination.py` which parts are there already.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
-
 from visual_search.database.connection import Database
 from visual_search.errors import StorageError
 from visual_search.export.destination import Destination, Part
 from visual_search.export.formats import Format
+from visual_search.export.held import find_held
 from visual_search.export.parts import read_part
-from visual_search.images import ShardId, ShardRecord
 from visual_search.models.registry import RegisteredModel
-from visual_search.record import catalogue_id, list_shards
+from visual_search.record import catalogue_id
 from visual_search.settings import StorageSettings
 from visual_search.storage import Storage, words_of
 
@@ -53,7 +51,8 @@ def export(
     """Write a part for each shard, with the rows that count; parts that are there are kept.
 
     So an export that was cut short is finished by the same call, and one of yesterday gets what
-    came since. An image has one row at most.
+    came since. An image has one row at most. Where shards were merged since, the parts of those
+    that the new one was made of hold the same vectors, and are kept, too.
 
     Args:
         database: With the model's history.
@@ -69,24 +68,23 @@ def export(
         StorageError: Something cannot be read or written.
     """
     destination = Destination(to, format_)
-    shards, counts = database.run(lambda connection: _rows_of_shards(connection, model))
     try:
         destination.claim(catalogue_id=database.run(catalogue_id), model_id=model.model_id)
+        held = database.run(lambda connection: find_held(connection, model))
         there = set() if fresh else destination.parts()
         current: set[Part] = set()
         kept = 0
-        for shard in shards:
-            part = Part(shard_id=shard.shard_id, rows=counts.get(shard.shard_id, 0))
-            if part.rows == 0:
-                continue
-            if part in there:
-                kept += 1
-            else:
+        for shard, rows in held.shards:
+            parts = held.parts_that_hold(shard.shard_id, rows, there)
+            if parts:
+                kept += len(parts)
+            elif rows > 0:
                 table = read_part(database, model.model_key, shard, storage)
                 # Something may have been removed since it was counted.
                 part = Part(shard_id=shard.shard_id, rows=table.num_rows)
                 destination.write(part, table)
-            current.add(part)
+                parts = {part}
+            current |= parts
             tell(sum(part.rows for part in current))
         deleted = destination.sweep(current)
     except OSError as error:
@@ -97,18 +95,3 @@ def export(
         kept=kept,
         deleted=deleted,
     )
-
-
-def _rows_of_shards(
-    connection: Connection, model: RegisteredModel
-) -> tuple[list[ShardRecord], dict[ShardId, int]]:
-    counts = connection.execute(
-        text("""
-            SELECT shard_id, count(*) AS rows FROM extractions
-            WHERE model_key = :model_key AND status = 'done'
-            GROUP BY shard_id
-        """),
-        {"model_key": model.model_key},
-    )
-    shards = list_shards(connection, model=model.model_id)
-    return shards, {ShardId(row.shard_id): row.rows for row in counts}

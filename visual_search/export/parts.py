@@ -37,10 +37,19 @@ def read_part(
             "see `vsearch shards verify`"
         ) from error
     ids = table.column("image_id").to_pylist()
+    position = {image_id: n for n, image_id in enumerate(ids)}
     with database.transaction() as connection:
-        found = connection.execute(
+        rows = connection.execute(
+            # Also where the shard was merged into another since it was listed: the vector that
+            # counts is the same, so where it stood here decides, not where it stands now.
             text("""
-                SELECT e.row_in_shard, p.ids, p.attributes
+                WITH RECURSIVE here AS (
+                    SELECT CAST(:shard_id AS uuid) AS shard_id
+                    UNION
+                    SELECT s.merged_into FROM here JOIN shards s USING (shard_id)
+                    WHERE s.state = 'superseded'
+                )
+                SELECT e.image_id, p.ids, p.attributes
                 FROM extractions e
                 CROSS JOIN LATERAL (
                     SELECT array_agg(product_id ORDER BY product_id) AS ids,
@@ -48,13 +57,13 @@ def read_part(
                     FROM product_images JOIN products USING (product_id)
                     WHERE product_images.image_id = e.image_id
                 ) AS p
-                WHERE e.model_key = :model_key AND e.shard_id = :shard_id AND e.status = 'done'
-                  AND e.image_id = ANY(CAST(:image_ids AS bigint[]))
-                ORDER BY e.row_in_shard
+                WHERE e.model_key = :model_key AND e.shard_id IN (SELECT shard_id FROM here)
+                  AND e.status = 'done' AND e.image_id = ANY(CAST(:image_ids AS bigint[]))
             """),
             {"model_key": model_key, "shard_id": shard.shard_id, "image_ids": ids},
         ).all()
-    kept = table.take(pa.array([row.row_in_shard for row in found], pa.int64()))
+    found = sorted(rows, key=lambda row: position[row.image_id])
+    kept = table.take(pa.array([position[row.image_id] for row in found], pa.int64()))
     of_products = {
         "product_ids": [row.ids or [] for row in found],
         "attributes": [

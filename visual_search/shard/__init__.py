@@ -8,7 +8,7 @@ from visual_search.shard.output import (
     list_unfinished,
     prepare_output,
 )
-from visual_search.shard.reading import find_damage, read_vectors
+from visual_search.shard.reading import find_damage, read_vectors, read_verified
 from visual_search.shard.writer import ShardWriter
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "list_unfinished",
     "prepare_output",
     "read_vectors",
+    "read_verified",
 ]

@@ -1,13 +1,22 @@
 """Read shards, and compare them with what the table says of them."""
 
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO, Final
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visual_search.errors import DamagedShardError, StorageError
 from visual_search.images import ShardRecord
 from visual_search.settings import StorageSettings
-from visual_search.storage import locate, sha256_of, words_of
+from visual_search.storage import Storage, locate, sha256_of, shown, words_of
+
+_PART_BYTES: Final = 8 << 20
+_ROWS_AT_ONCE: Final = 1_000
 
 
 def read_vectors(
@@ -48,3 +57,55 @@ def find_damage(record: ShardRecord, storage: StorageSettings) -> str | None:
     except (OSError, pa.ArrowException) as error:
         return f"cannot be read: {words_of(error)}"
     return None if rows == record.rows else f"{rows} rows, recorded {record.rows}"
+
+
+def read_verified(record: ShardRecord, storage: StorageSettings) -> Iterator[pa.Table]:
+    """The rows of a committed shard, some at a time, in the shard's order.
+
+    They are read from a copy that was compared with the record, byte by byte, while it was made:
+    what the storage answers a second time plays no part.
+
+    Raises:
+        DamagedShardError: The file is not as recorded.
+        StorageError: Its storage cannot be reached, which is no damage; or there is no room for
+            the copy.
+    """
+    place, name = locate(record.uri, storage)
+    with tempfile.TemporaryFile() as copy:
+        try:
+            digest = _copy(place, name, copy)
+            if copy.tell() != record.bytes:
+                raise _damaged(record, f"{copy.tell()} bytes, recorded {record.bytes}")
+            if digest != record.sha256:
+                raise _damaged(record, f"sha256 {digest[:12]}…, recorded {record.sha256[:12]}…")
+            file = pq.ParquetFile(copy)
+            if file.metadata.num_rows != record.rows:
+                raise _damaged(record, f"{file.metadata.num_rows} rows, recorded {record.rows}")
+            # With what the file says of itself, which not all stands in the schema.
+            schema = file.schema_arrow.with_metadata(file.metadata.metadata)
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                yield pa.Table.from_batches([batch], schema=schema)
+        except FileNotFoundError:
+            raise _damaged(record, "the file is missing") from None
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(record, f"cannot be read: {words_of(error)}") from error
+
+
+def _copy(place: Storage, name: str, copy: BinaryIO) -> str:
+    """Copy a file, and return the sha256 of what was copied."""
+    digest = hashlib.sha256()
+    with place.open(name) as file:
+        while part := file.read(_PART_BYTES):
+            digest.update(part)
+            try:
+                copy.write(part)
+            except OSError as error:
+                raise StorageError(
+                    f"cannot copy a shard to {tempfile.gettempdir()}: {words_of(error)}; TMPDIR "
+                    "names another folder"
+                ) from error
+    return digest.hexdigest()
+
+
+def _damaged(record: ShardRecord, damage: str) -> DamagedShardError:
+    return DamagedShardError(f"{shown(record.uri)}: {damage}")

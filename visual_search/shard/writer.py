@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
@@ -23,6 +24,9 @@ class ShardWriter:
     """One shard: rows go to a file that nobody sees, in row groups; `finish` makes it visible.
 
     Not thread-safe. Nothing is kept in memory but the rows of the next row group.
+
+    Args:
+        runtime: What computes the vectors; `None`: `add_metadata` will tell.
     """
 
     def __init__(
@@ -36,7 +40,7 @@ class ShardWriter:
         dim: int,
         stored: str,
         spec: dict[str, Any],
-        runtime: str,
+        runtime: str | None = None,
     ) -> None:
         day = datetime.now(UTC).date()
         self.shard_id = shard_id
@@ -47,7 +51,7 @@ class ShardWriter:
         self._waiting: list[EmbeddedImage] = []
         self._value_type = pa.float16() if stored == "float16" else pa.float32()
         self._dtype = np.float16 if stored == "float16" else np.float32
-        self._schema = pa.schema(
+        self.schema = pa.schema(
             [
                 pa.field("image_id", pa.int64(), nullable=False),
                 pa.field("image_key", pa.string(), nullable=False),
@@ -67,13 +71,15 @@ class ShardWriter:
                 "vsearch.model": model,
                 "vsearch.model_id": model_id,
                 "vsearch.spec": json.dumps(spec, sort_keys=True),
-                "vsearch.runtime": runtime,
+                **({} if runtime is None else {"vsearch.runtime": runtime}),
                 "vsearch.run_id": str(run_id),
                 "vsearch.shard_id": str(shard_id),
             },
         )
+        self._copied = self.schema.empty_table()
         self._writer: pq.ParquetWriter | None = None
         self._new: NewFile | None = None
+        self._facts: dict[str, str] = {}
 
     def write(self, image: EmbeddedImage) -> int:
         """Append one row.
@@ -91,6 +97,27 @@ class ShardWriter:
             self._flush()
         return position
 
+    def append(self, rows: pa.Table) -> None:
+        """Append rows as other shards have them, to the bit; such a shard takes no images.
+
+        Args:
+            rows: Of the same columns.
+
+        Raises:
+            StorageError: The disk does not take it.
+        """
+        self.rows += rows.num_rows
+        self._copied = pa.concat_tables(
+            [self._copied, rows.replace_schema_metadata(self.schema.metadata)]
+        )
+        while self._copied.num_rows >= _ROW_GROUP_ROWS:
+            self._write_group(self._copied.slice(0, _ROW_GROUP_ROWS))
+            self._copied = self._copied.slice(_ROW_GROUP_ROWS)
+
+    def add_metadata(self, facts: Mapping[str, str]) -> None:
+        """Let the file say more of itself than was known when it was begun."""
+        self._facts |= facts
+
     def finish(self) -> WrittenShard:
         """Make the file durable, then visible.
 
@@ -100,6 +127,7 @@ class ShardWriter:
         self._flush()
         try:
             assert self._new is not None and self._writer is not None  # noqa: S101, PT018 - rows > 0
+            self._writer.add_key_value_metadata(self._facts)
             self._writer.close()
             self._writer = None
             file = self._new.file
@@ -118,6 +146,7 @@ class ShardWriter:
     def discard(self) -> None:
         """Drop the file. One that is visible already is only gc's to delete."""
         self._waiting.clear()
+        self._copied = self.schema.empty_table()
         # The disk may be full or gone, which is why the shard is dropped.
         with suppress(OSError, pa.ArrowException):
             if self._writer is not None:
@@ -138,28 +167,33 @@ class ShardWriter:
         self.discard()
 
     def _flush(self) -> None:
-        if not self._waiting:
-            return
+        if self._waiting:
+            self._write_group(self._table())
+            self._waiting.clear()
+        if self._copied.num_rows > 0:
+            self._write_group(self._copied)
+            self._copied = self.schema.empty_table()
+
+    def _write_group(self, rows: pa.Table) -> None:
         try:
             if self._writer is None:
                 self._open()
-            self._writer.write_table(self._table(), row_group_size=_ROW_GROUP_ROWS)  # type: ignore[union-attr]  # just opened
+            self._writer.write_table(rows, row_group_size=_ROW_GROUP_ROWS)  # type: ignore[union-attr]  # just opened
         except (OSError, pa.ArrowException) as error:
             self.discard()
             raise StorageError(f"cannot write {shown(self.uri)}: {words_of(error)}") from error
-        self._waiting.clear()
 
     def _open(self) -> None:
         self._new = self._storage.begin(self._name)
         # Vectors do not repeat: a dictionary would only cost time.
         self._writer = pq.ParquetWriter(
-            self._new.file, self._schema, compression="zstd", use_dictionary=False
+            self._new.file, self.schema, compression="zstd", use_dictionary=False
         )
 
     def _table(self) -> pa.Table:
         rows = self._waiting
         values = np.concatenate([row.vector for row in rows]).astype(self._dtype, copy=False)
-        list_type = self._schema.field("embedding").type
+        list_type = self.schema.field("embedding").type
         columns = [
             pa.array([row.image.image_id for row in rows], pa.int64()),
             pa.array([row.image.image_key for row in rows], pa.string()),
@@ -169,4 +203,4 @@ class ShardWriter:
             pa.array([row.width for row in rows], pa.int32()),
             pa.array([row.height for row in rows], pa.int32()),
         ]
-        return pa.Table.from_arrays(columns, schema=self._schema)
+        return pa.Table.from_arrays(columns, schema=self.schema)
