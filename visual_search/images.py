@@ -46,6 +46,23 @@ class Download:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Exchange:
+    """One request to a host and what came of it, whether it was for an image or a redirect.
+
+    Attributes:
+        host: As `images.host` has it.
+        seconds: From asking to the last byte, without waits that are our own.
+        bytes: Of the body.
+        failed: It brought neither an image nor a place to look for it.
+    """
+
+    host: str
+    seconds: float
+    bytes: int
+    failed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedImage:
     """A vector with all that its row in a shard needs; `width` and `height` after orientation."""
 

@@ -4,9 +4,9 @@ One `Downloader` serves a whole run. What its bodies take in memory is bounded b
 """
 
 import asyncio
-import random
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from types import TracebackType
 from typing import Final, Self
@@ -20,12 +20,13 @@ from yarl import URL
 
 from visual_search import __version__
 from visual_search.download.budget import BodyBudget, Reservation
-from visual_search.download.hosts import MAX_WAIT_S, Hosts
+from visual_search.download.hosts import Hosts
 from visual_search.download.lookup import SystemResolver
+from visual_search.download.patience import Patience
 from visual_search.download.sending import Sending, tracing
 from visual_search.download.translation import refused, translated
 from visual_search.errors import FailureReason, HostPausedError, ImageError, SettingsError
-from visual_search.images import Download
+from visual_search.images import Download, Exchange
 from visual_search.network_guard import Guard, GuardedResolver
 from visual_search.redaction import printable, redact_url
 from visual_search.settings import DownloadSettings
@@ -42,8 +43,6 @@ _HEADERS: Final = {
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _WITH_BODY: Final = (200, 203)
 _READ_BYTES: Final = 1 << 16
-
-_BACKOFF_S: Final = 1.0
 
 __all__ = ["BodyBudget", "Downloader"]
 
@@ -64,6 +63,7 @@ class Downloader:
         settings: DownloadSettings,
         on_pause: Callable[[str, float], None] = lambda _host, _seconds: None,
         bodies: BodyBudget | None = None,
+        on_exchange: Callable[[Exchange], None] = lambda _exchange: None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -72,6 +72,7 @@ class Downloader:
             on_pause: Told of each host that is to be left alone, and for how many seconds.
             bodies: What a body takes of it, from before it is asked for, is the caller's to give
                 back once it is decoded. `None`: as much as there is.
+            on_exchange: Told of each request that came to an end, whatever end.
 
         Raises:
             SettingsError: `ca_file` cannot be read, or holds no certificates.
@@ -79,6 +80,7 @@ class Downloader:
         self._settings = settings
         self._on_pause = on_pause
         self._bodies = bodies or BodyBudget()
+        self._on_exchange = on_exchange
         self._guard = Guard(settings.allow_networks, settings.allow_ports)
         self._tls = _tls_context(settings)
         self._proxy = None if settings.proxy is None else URL(settings.proxy.get_secret_value())
@@ -145,7 +147,7 @@ class Downloader:
         target = self._guard.check_url(url)
         room = Reservation(self._bodies)
         await room.resize(self._bodies.usual_bytes)
-        patience = _Patience(self._settings.deadline_s, room, on_bytes)
+        patience = Patience(self._settings.deadline_s, room, on_bytes)
         try:
             return await self._retry(patience.before_next_try, self._try, target, patience)
         except BaseException as error:
@@ -158,7 +160,7 @@ class Downloader:
         """Leave a host alone for so long, since another worker was asked to."""
         self._hosts.pause(host, seconds)
 
-    async def _try(self, url: URL, patience: "_Patience") -> Download:
+    async def _try(self, url: URL, patience: Patience) -> Download:
         # Redirects are followed here, not by aiohttp, so that each meets the guard's check of its
         # text and waits for a slot of its own host.
         in_clear = url.scheme == "http"
@@ -178,22 +180,45 @@ class Downloader:
         return self._headers.get(url.host_port_subcomponent or "")
 
     async def _request(
-        self, url: URL, headers: Mapping[str, str] | None, patience: "_Patience"
+        self, url: URL, headers: Mapping[str, str] | None, patience: Patience
     ) -> Download | URL:
         """One request: the image, or the URL to go on with."""
         queued = patience.now()
         async with self._hosts.turn(url) as host:
             patience.ends += patience.now() - queued
             try:
-                answer = await self._ask(url, headers, patience)
+                with self._measured(host.name, patience):
+                    answer = await self._ask(url, headers, patience)
             except ImageError as error:
                 self._hosts.failed(host, error)
                 raise
             self._hosts.served(host)
             return answer
 
+    @contextmanager
+    def _measured(self, host: str, patience: Patience) -> Iterator[None]:
+        """Tell of a request, unless it is cancelled."""
+        left_s, received = patience.left_s, patience.received
+
+        def tell(*, failed: bool) -> None:
+            self._on_exchange(
+                Exchange(
+                    host=host,
+                    seconds=left_s - patience.left_s,
+                    bytes=patience.received - received,
+                    failed=failed,
+                )
+            )
+
+        try:
+            yield
+        except ImageError:
+            tell(failed=True)
+            raise
+        tell(failed=False)
+
     async def _ask(
-        self, url: URL, headers: Mapping[str, str] | None, patience: "_Patience"
+        self, url: URL, headers: Mapping[str, str] | None, patience: Patience
     ) -> Download | URL:
         sending = Sending()
         try:
@@ -232,7 +257,7 @@ class Downloader:
             ) from None
 
     async def _read(
-        self, response: aiohttp.ClientResponse, patience: "_Patience", timer: asyncio.Timeout
+        self, response: aiohttp.ClientResponse, patience: Patience, timer: asyncio.Timeout
     ) -> Download:
         """The body, counted after decompression, given up within a read above the cap."""
         limit = int(self._settings.max_bytes)
@@ -245,7 +270,7 @@ class Downloader:
         chunks, size, digest = [], 0, sha256()
         async for chunk in response.content.iter_any():
             size += len(chunk)
-            patience.on_bytes(len(chunk))
+            patience.note_bytes(len(chunk))
             if size > limit:
                 raise _too_large(f"{size} bytes or more", limit, response.status)
             chunks.append(chunk)
@@ -255,43 +280,6 @@ class Downloader:
         self._bodies.note(size)
         await patience.wait_for_room(size, timer)
         return Download(body=b"".join(chunks), content_sha256=digest.digest())
-
-
-class _Patience:
-    """How long one image may still take, over all its tries, and how its last try failed."""
-
-    def __init__(self, seconds: float, room: Reservation, on_bytes: Callable[[int], None]) -> None:
-        self.now = asyncio.get_running_loop().time
-        self.ends = self.now() + seconds
-        self.on_bytes = on_bytes
-        self._room = room
-        self.failure: ImageError | None = None
-        self._tries = 0
-
-    async def wait_for_room(self, size: int, timer: asyncio.Timeout) -> None:
-        """Wait for memory for `size` bytes; meanwhile the time limit and its timer stand still."""
-        began = self.now()
-        timer.reschedule(None)
-        await self._room.resize(size)
-        self.ends += self.now() - began
-        timer.reschedule(self.ends)
-
-    def before_next_try(self, error: Exception) -> float | bool:
-        """What stamina asks after a failed try: the pause in seconds, or False for no more tries.
-
-        Full jitter, so that images that failed together do not come back together.
-        """
-        if not isinstance(error, ImageError):
-            return False
-        self.failure = error
-        self._tries += 1
-        left_s = self.ends - self.now()
-        if not error.reason.retryable or left_s <= 0:
-            return False
-        if error.retry_after_s is None:
-            longest_s = min(left_s, _BACKOFF_S * 2 ** (self._tries - 1))
-            return random.uniform(0, longest_s)  # noqa: S311 - jitter is no secret
-        return error.retry_after_s < min(left_s, MAX_WAIT_S) and error.retry_after_s
 
 
 def _tls_context(settings: DownloadSettings) -> ssl.SSLContext:
