@@ -16,6 +16,7 @@ def test_images_that_were_there_before_they_were_counted_are_counted(database: D
                 ALTER TABLE shards DROP COLUMN held_until, DROP COLUMN merged_into,
                                    DROP COLUMN superseded_at;
                 ALTER TABLE catalogue DROP COLUMN images;
+                DROP TABLE host_traffic;
                 UPDATE alembic_version SET version_num = '0001'
             """)
         )

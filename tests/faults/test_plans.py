@@ -19,6 +19,7 @@ from visual_search.claim import Suspicion
 from visual_search.compaction import table
 from visual_search.database.connection import Database
 from visual_search.errors import FailureReason
+from visual_search.hosts import Traffic
 from visual_search.images import (
     ClaimedImage,
     FailedImage,
@@ -251,6 +252,7 @@ def _steps(catalogue: Catalogue) -> dict[str, tuple[int, Step]]:
         "postpone": (SHARD_ROWS, lambda c: _postpone(c, catalogue)),
         "outlook": (1, lambda c: claim.look_out(c, model_key)),
         "share pauses": (0, lambda c: hosts.share_pauses(c, {"h.test": 60})),
+        "add traffic": (0, lambda c: hosts.add_traffic(c, {"h.test": Traffic(requests=1)})),
     }
     if catalogue.pending > catalogue.images // 10:
         return steps

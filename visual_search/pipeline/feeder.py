@@ -17,11 +17,12 @@ from visual_search.pipeline.background import BackgroundDatabase
 from visual_search.pipeline.claiming import Claimer
 from visual_search.pipeline.core_time import RunCoreTime
 from visual_search.pipeline.model_run import ModelRun, WantedImage
+from visual_search.pipeline.traffic import TrafficLog
 from visual_search.settings import Settings
 
 _POLL_S: Final = 1.0
-# For the last images' pauses to reach other workers; the run's own end does not depend on it.
-_LAST_SHARING_S: Final = 5.0
+# For what hosts did last to reach other workers; the run's own end does not depend on it.
+_LAST_TELLING_S: Final = 5.0
 
 
 class Feeder:
@@ -62,6 +63,7 @@ class Feeder:
         self._loop = asyncio.new_event_loop()
         self._free_slots = slots
         self._bodies = BodyBudget(body_bytes)
+        self._traffic = TrafficLog(self._database)
         self._draining = asyncio.Event()
         self._changed = asyncio.Event()
         self._metered_to = 0.0
@@ -135,11 +137,17 @@ class Feeder:
             task.cancel()
 
     async def _main(self) -> None:
-        downloader = Downloader(self._settings.download, self._note_pause, self._bodies)
+        downloader = Downloader(
+            self._settings.download, self._note_pause, self._bodies, self._traffic.note
+        )
         async with downloader:
             rotation = asyncio.create_task(self._rotate())
-            sharing = asyncio.create_task(self._share_pauses(downloader))
-            sharing.add_done_callback(self._ended)
+            telling = [
+                asyncio.create_task(self._share_pauses(downloader)),
+                asyncio.create_task(self._traffic.record(self._fed)),
+            ]
+            for task in telling:
+                task.add_done_callback(self._ended)
             try:
                 await self._feed(downloader)
             finally:
@@ -148,8 +156,9 @@ class Feeder:
                 await asyncio.gather(*self._tasks)
                 self._fed.set()
                 self._pause_noted.set()
-                await asyncio.wait([sharing], timeout=_LAST_SHARING_S)
-                sharing.cancel()
+                await asyncio.wait(telling, timeout=_LAST_TELLING_S)
+                for task in telling:
+                    task.cancel()
         if self._bug is not None:
             raise self._bug
 
