@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -121,16 +121,22 @@ def finish_run(
 
 
 def list_runs(
-    connection: Connection, *, model: str | None = None, limit: int = 100
+    connection: Connection, *, models: Sequence[str] | None = None, limit: int = 100
 ) -> list[RunRecord]:
-    """The latest runs, newest first."""
+    """The latest runs, newest first, of all models or of those with these names or ids."""
     rows = connection.execute(
         text("""
-            SELECT r.*, m.name, m.model_id FROM runs r JOIN models m USING (model_key)
-            WHERE CAST(:model AS text) IS NULL OR :model IN (m.name, m.model_id)
+            SELECT r.*, m.name, m.model_id
+            FROM models m CROSS JOIN LATERAL (
+                SELECT * FROM runs WHERE model_key = m.model_key
+                ORDER BY started_at DESC LIMIT :limit
+            ) AS r
+            WHERE CAST(:models AS text[]) IS NULL
+               OR m.name = ANY (CAST(:models AS text[]))
+               OR m.model_id = ANY (CAST(:models AS text[]))
             ORDER BY r.started_at DESC LIMIT :limit
         """),
-        {"model": model, "limit": limit},
+        {"models": None if models is None else list(models), "limit": limit},
     )
     return [run_record(row) for row in rows]
 

@@ -43,6 +43,11 @@ class ModelStatus:
     last_success_at: datetime | None
     last_run: RunRecord | None
 
+    @property
+    def left(self) -> int:
+        """Images that have no outcome yet, and whose turn it is."""
+        return self.pending + self.claimed - self.waiting
+
 
 def model_statuses(database: Database) -> list[ModelStatus]:
     """The active models by name; done is what committed shards hold.
@@ -50,7 +55,7 @@ def model_statuses(database: Database) -> list[ModelStatus]:
     Images that the model was not told of yet count as pending.
     """
     with database.transaction() as connection:
-        _read_by_index(connection)
+        read_by_index(connection)
         rows = connection.execute(
             text("""
                 SELECT m.model_key, m.name, m.model_id, catalogue.images AS total,
@@ -94,7 +99,7 @@ def count_claimable(connection: Connection, model_key: ModelKey) -> int:
 
     All but the others: they are fewer, or counted in shards.
     """
-    _read_by_index(connection)
+    read_by_index(connection)
     claimable: int = connection.execute(
         text("""
             SELECT (SELECT images FROM catalogue)
@@ -207,7 +212,7 @@ def _counts(by_reason: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
 
 
-def _read_by_index(connection: Connection) -> None:
+def read_by_index(connection: Connection) -> None:
     """For this transaction.
 
     What is looked at is a small part of the table, but of a model that began this very hour the
@@ -220,7 +225,7 @@ def _model_status(connection: Connection, row: Any) -> ModelStatus:
     failed = sum(row.failed_by_reason.values())
     waiting = sum(row.waiting_by_reason.values())
     pending = row.total - int(row.done) - row.claimed - failed
-    last = list_runs(connection, model=row.model_id, limit=1)
+    last = list_runs(connection, models=[row.model_id], limit=1)
     rate = row.images_per_second
     due = pending - waiting + row.claimed
     return ModelStatus(

@@ -411,7 +411,7 @@ def test_a_hostile_name_finds_nothing_and_changes_nothing(shop: Shop, number: in
                 if unstorable(name):
                     continue
                 assert failures.list_failures(connection, model=name, reason=name) == []
-                assert runs.list_runs(connection, model=name) == []
+                assert runs.list_runs(connection, models=[name]) == []
                 assert runs.find_runs(connection, name) == []
                 assert record.list_shards(connection, model=name) == []
                 assert registry.active(connection, name) is None

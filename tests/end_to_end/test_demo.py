@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.end_to_end.workplace import PROJECT
-from tests.unit.test_report_page import Page
+from tests.page import Page
 from visual_search.database import embedded
 from visual_search.database.connection import open_database
 from visual_search.demo.broken import BROKEN_LINKS

@@ -31,7 +31,8 @@ from visual_search.catalog.tables import add_to_count
 from visual_search.cli import app
 from visual_search.database.connection import Database
 from visual_search.errors import VsearchError
-from visual_search.report import gather, write_report
+from visual_search.report import showcase
+from visual_search.report.page.document import write_page
 from visual_search.settings import StorageSettings
 
 # A word that nobody else says. Where it shows, a password or a part of one shows.
@@ -578,16 +579,14 @@ def test_a_traceback_shows_no_secret_of_the_errors_that_led_to_it(aftermath: Aft
 
 def test_a_report_tells_no_secret_and_runs_nothing(aftermath: Aftermath, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    write_report(
-        page,
-        gather(
-            aftermath.place.database,
-            "tiny",
-            title=FORGERY,
-            pictures=lambda _url: None,
-            storage=StorageSettings(),
-        ),
+    content = showcase.gather(
+        aftermath.place.database,
+        "tiny",
+        title=FORGERY,
+        pictures=lambda _url: None,
+        storage=StorageSettings(),
     )
+    write_page(page, showcase.render(content))
     written = page.read_text()
     assert SECRET not in written
     assert HIDDEN not in written

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from tests.exposition import read, series
 from tests.gateway import Gateway
-from tests.unit.test_report_page import status
+from tests.unit.test_report_showcase import status
 from visual_search.errors import ExitCode, FailureReason
 from visual_search.metrics.exporter import Exporter
 from visual_search.metrics.families import run_families, status_text, success_families

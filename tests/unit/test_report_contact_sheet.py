@@ -14,7 +14,7 @@ from tests.pictures import jpeg_bytes, photo_bytes
 from tests.shards import local_path
 from tests.unit.test_shard import write
 from visual_search.errors import StorageError
-from visual_search.report.contact_sheet import Sample, draw_contact_sheet, read_sample
+from visual_search.report.showcase.contact_sheet import Sample, draw_contact_sheet, read_sample
 from visual_search.settings import StorageSettings
 
 CATEGORIES = ("hat", "mug", "lamp")

@@ -35,7 +35,7 @@ def list_(
     cli: CliContext = context.obj
     with cli.database() as database, database.transaction() as connection:
         registry.check_known(connection, model)
-        runs = list_runs(connection, model=model, limit=limit)
+        runs = list_runs(connection, models=[model] if model else None, limit=limit)
     if as_json:
         echo_json({"runs": [as_document(run) for run in runs]})
         return

@@ -26,7 +26,8 @@ from visual_search.models import weights
 from visual_search.pipeline import ModelResult
 from visual_search.pipeline.signals import StopSignals
 from visual_search.record import list_shards
-from visual_search.report import gather, write_report
+from visual_search.report import showcase
+from visual_search.report.page.document import write_page
 from visual_search.settings import DecodeSettings, DownloadSettings, ExtractSettings, Settings
 from visual_search.status import as_table, duration, model_statuses
 
@@ -178,7 +179,7 @@ def _report(database: Database, settings: Settings, tell: Tell) -> None:
         file = settings.home / PICTURES / _file_name(url)
         return file.read_bytes() if file.is_file() else None
 
-    content = gather(
+    content = showcase.gather(
         database,
         MODEL,
         title=_SHOP,
@@ -186,7 +187,7 @@ def _report(database: Database, settings: Settings, tell: Tell) -> None:
         storage=settings.storage,
         device=_device(settings),
     )
-    write_report(settings.home / REPORT, content)
+    write_page(settings.home / REPORT, showcase.render(content))
     pairs = [
         match.picture.category == query.picture.category
         for query in content.queries

@@ -1,7 +1,4 @@
-"""One self-contained HTML page about a model's work: the demo and production runs share it."""
+"""Self-contained HTML pages: `showcase` shows what a model's vectors find, `overview` the work.
 
-from visual_search.report.content import ReportContent
-from visual_search.report.gather import gather
-from visual_search.report.page import write_report
-
-__all__ = ["ReportContent", "gather", "write_report"]
+Both are made of what `page` and `plots` have.
+"""

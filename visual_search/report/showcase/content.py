@@ -1,8 +1,9 @@
-"""What a report says, apart from how it looks."""
+"""What a showcase says, apart from how it looks."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from visual_search.report.failure_groups import FailureGroup
 from visual_search.status import ModelStatus
 
 
@@ -38,22 +39,6 @@ class Query:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FailureGroup:
-    """All images that lack a vector for one reason, and one of them as an example.
-
-    Attributes:
-        next_attempt_at: When the first of them is tried again; `None`: they failed for good.
-        example: A redacted URL.
-    """
-
-    reason: str
-    images: int
-    next_attempt_at: datetime | None
-    example: str
-    detail: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Facet:
     """How many products have which value of an attribute, the most frequent first."""
 
@@ -62,7 +47,7 @@ class Facet:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReportContent:
+class Showcase:
     """Everything on the page.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What a report finds in the database and the shards."""
+"""What a showcase finds in the database and the shards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,8 @@ from visual_search.images import (
     RunId,
     ShardId,
 )
-from visual_search.report import ReportContent, gather
+from visual_search.report import showcase
+from visual_search.report.showcase.content import Showcase
 from visual_search.runs import RunFigures
 from visual_search.settings import StorageSettings
 from visual_search.shard import ShardWriter
@@ -106,8 +107,8 @@ def _write(
     )
 
 
-def report(database: Database) -> ReportContent:
-    return gather(
+def report(database: Database) -> Showcase:
+    return showcase.gather(
         database, "tiny", title="My shop", pictures=lambda _url: None, storage=StorageSettings()
     )
 

@@ -1,4 +1,4 @@
-"""Read from database and shards what a report says."""
+"""Read from database and shards what a showcase says."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,9 +10,10 @@ from visual_search.database.connection import Database
 from visual_search.errors import ModelError
 from visual_search.images import ShardRecord
 from visual_search.record import list_shards
-from visual_search.redaction import printable, redact_url
-from visual_search.report.contact_sheet import Sample, draw_contact_sheet, read_sample
-from visual_search.report.content import Facet, FailureGroup, ReportContent
+from visual_search.redaction import printable
+from visual_search.report.failure_groups import failure_groups
+from visual_search.report.showcase.contact_sheet import Sample, draw_contact_sheet, read_sample
+from visual_search.report.showcase.content import Facet, Showcase
 from visual_search.settings import StorageSettings
 from visual_search.status import ModelStatus, model_statuses
 
@@ -30,7 +31,7 @@ def gather(
     pictures: Callable[[str], bytes | None],
     storage: StorageSettings,
     device: str | None = None,
-) -> ReportContent:
+) -> Showcase:
     """What there is to say about an active model.
 
     Args:
@@ -52,10 +53,10 @@ def gather(
     with database.transaction() as connection:
         made = _model(connection, status)
         shards = list_shards(connection, model=status.model_id)
-        failures = _failure_groups(connection, status)
+        failures = failure_groups(connection, [status])
         facets = _facets(connection)
     sample = _sample(database, shards, storage)
-    return ReportContent(
+    return Showcase(
         title=title,
         made_at=datetime.now(UTC),
         status=status,
@@ -79,40 +80,6 @@ def _model(connection: Connection, status: ModelStatus) -> Any:
         """),
         {"model_id": status.model_id},
     ).one()
-
-
-def _failure_groups(connection: Connection, status: ModelStatus) -> tuple[FailureGroup, ...]:
-    """Failed for good first, then waiting; within them the most frequent first."""
-    rows = connection.execute(
-        text("""
-            WITH grouped AS (
-                SELECT e.model_key, e.status, e.failure_reason, count(*) AS images,
-                       min(e.image_id) AS image_id, min(e.next_attempt_at) AS next_attempt_at
-                FROM extractions e JOIN models m USING (model_key)
-                WHERE m.model_id = :model_id
-                  AND (e.status = 'failed'
-                       OR (e.status = 'pending' AND e.next_attempt_at > clock_timestamp()))
-                GROUP BY e.model_key, e.status, e.failure_reason
-            )
-            SELECT g.status, coalesce(g.failure_reason, 'postponed') AS reason, g.images,
-                   g.next_attempt_at, e.failure_detail, i.url
-            FROM grouped g
-            JOIN extractions e USING (model_key, image_id)
-            JOIN images i USING (image_id)
-            ORDER BY g.status, g.images DESC, reason
-        """),
-        {"model_id": status.model_id},
-    )
-    return tuple(
-        FailureGroup(
-            reason=row.reason,
-            images=row.images,
-            next_attempt_at=row.next_attempt_at if row.status == "pending" else None,
-            example=redact_url(row.url),
-            detail=row.failure_detail,
-        )
-        for row in rows
-    )
 
 
 def _facets(connection: Connection) -> tuple[Facet, ...]:

@@ -1,46 +1,25 @@
 """The report's page: complete in itself, and all text in it is only text."""
 
 from datetime import UTC, datetime, timedelta
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from tests.page import Page
 from tests.pictures import jpeg_bytes
 from visual_search.errors import FailureReason, StorageError
-from visual_search.report import ReportContent, reasons, write_report
-from visual_search.report.content import Facet, FailureGroup, Match, Picture, Query
-from visual_search.report.page import _percent, _size, render
+from visual_search.report.failure_groups import FailureGroup
+from visual_search.report.page import reasons
+from visual_search.report.page.document import write_page
+from visual_search.report.page.wording import percent, size
+from visual_search.report.showcase import render
+from visual_search.report.showcase.content import Facet, Match, Picture, Query, Showcase
 from visual_search.runs import STAGES, RunRecord
 from visual_search.status import ModelStatus
 
 NOW = datetime(2026, 11, 5, 12, 0, tzinfo=UTC)
-
-
-class Page(HTMLParser):
-    """What a browser would find."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.texts: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append(data.strip())
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
 
 
 def run(**changed: Any) -> RunRecord:
@@ -100,6 +79,7 @@ def failure(**changed: Any) -> FailureGroup:
     values: dict[str, Any] = {
         "reason": "not_found",
         "images": 1,
+        "waiting": False,
         "next_attempt_at": None,
         "example": "http://h.test/1.jpg",
         "detail": "answered 404",
@@ -107,7 +87,7 @@ def failure(**changed: Any) -> FailureGroup:
     return FailureGroup(**(values | changed))
 
 
-def content(**changed: Any) -> ReportContent:
+def content(**changed: Any) -> Showcase:
     values: dict[str, Any] = {
         "title": "My shop",
         "made_at": NOW,
@@ -122,7 +102,7 @@ def content(**changed: Any) -> ReportContent:
         "compared": 8,
         "facets": (Facet(attribute="brand", products=(("Fennel", 3), ("Nordwerk", 1))),),
     }
-    return ReportContent(**(values | changed))
+    return Showcase(**(values | changed))
 
 
 def test_the_page_says_what_there_is_to_say() -> None:
@@ -144,8 +124,8 @@ def test_failed_and_waiting_images_are_told_apart() -> None:
     due = NOW + timedelta(hours=2)
     groups = (
         failure(images=3),
-        failure(reason="timeout", detail=None, next_attempt_at=due),
-        failure(reason="server_error", next_attempt_at=due),
+        failure(reason="timeout", waiting=True, detail=None, next_attempt_at=due),
+        failure(reason="server_error", waiting=True, next_attempt_at=due),
     )
     text = Page(render(content(failures=groups))).text
     final, waiting = text.index("Failed for good: 3"), text.index("Waiting: 2")
@@ -209,11 +189,11 @@ def test_hostile_text_stays_text() -> None:
     ],
 )
 def test_a_share_is_never_rounded_to_all_or_nothing(part: int, whole: int, shown: str) -> None:
-    assert _percent(part, whole) == shown
+    assert percent(part, whole) == shown
 
 
 @pytest.mark.parametrize(
-    ("size", "shown"),
+    ("amount", "shown"),
     [
         (0, "0 bytes"),
         (999, "999 bytes"),
@@ -223,8 +203,8 @@ def test_a_share_is_never_rounded_to_all_or_nothing(part: int, whole: int, shown
         (12_345_000_000_000_000, "12,345.0 TB"),
     ],
 )
-def test_sizes_are_shown_in_the_unit_that_fits(size: int, shown: str) -> None:
-    assert _size(size) == shown
+def test_sizes_are_shown_in_the_unit_that_fits(amount: int, shown: str) -> None:
+    assert size(amount) == shown
 
 
 def test_a_catalogue_without_anything_has_a_page() -> None:
@@ -269,7 +249,7 @@ def test_every_failure_reason_has_words() -> None:
 
 def test_a_report_is_written_whole_into_a_folder_that_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.html"
-    write_report(path, content())
+    write_page(path, render(content()))
     assert path.read_text(encoding="utf-8") == render(content())
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
@@ -277,4 +257,4 @@ def test_a_report_is_written_whole_into_a_folder_that_is_made(tmp_path: Path) ->
 def test_a_report_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot write the report"):
-        write_report(tmp_path / "file" / "report.html", content())
+        write_page(tmp_path / "file" / "report.html", "")

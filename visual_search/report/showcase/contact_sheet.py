@@ -14,7 +14,7 @@ from visual_search.decode import DecoderProcess
 from visual_search.decode import Picture as DecodedPicture
 from visual_search.errors import ImageError, StorageError
 from visual_search.redaction import printable, redact_url
-from visual_search.report.content import Match, Picture, Query
+from visual_search.report.showcase.content import Match, Picture, Query
 from visual_search.settings import StorageSettings
 from visual_search.shard import read_vectors
 

@@ -1,0 +1,1 @@
+"""What every page is made of: the document and its style, wording, tables."""
