@@ -23,6 +23,7 @@ from visual_search.cli import (
     extract,
     failures,
     models,
+    report,
     runs,
     shards,
     status,
@@ -84,6 +85,7 @@ def root(
 app.add_typer(catalog.app, name="catalog")
 app.command("extract")(extract.extract)
 app.command("status")(status.status)
+app.command("report")(report.report)
 app.add_typer(failures.app, name="failures")
 app.add_typer(runs.app, name="runs")
 app.add_typer(shards.app, name="shards")

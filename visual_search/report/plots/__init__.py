@@ -1,0 +1,1 @@
+"""Plots as SVG inside the page: no script, text in its real size at every width."""
