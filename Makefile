@@ -31,7 +31,7 @@ BENCH_INSTALLED := $(BENCH)/.installed
 # Two targets at once would install into one environment at once.
 .NOTPARALLEL:
 .PHONY: help demo test test-long mutants bench bench-db check check-format check-lint check-types check-imports \
-	check-dockerfiles check-manifests format setup clean
+	check-dockerfiles check-manifests format setup clean browser
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,8 +39,12 @@ help: ## list the targets
 demo: $(RUNTIME) ## draw a small catalogue, run the real pipeline on it, write a report
 	@$(BIN)/python -m visual_search demo
 
-test: $(DEVELOP) ## run the tests, but for those that take minutes
+test: $(DEVELOP) browser ## run the tests, but for those that take minutes
 	@$(BIN)/python -m pytest -m 'not long' $(PARALLEL) $(PYTEST_FLAGS)
+
+# Tests of pages look at them as Chromium shows them.
+browser: $(DEVELOP)
+	@$(BIN)/python -m tests.browser
 
 test-long: $(DEVELOP) ## run the tests that take minutes, show what they measured
 	@$(BIN)/python -m pytest -m long --timeout 1800 -rP --show-capture=stdout $(PYTEST_FLAGS)
