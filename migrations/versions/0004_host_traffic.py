@@ -6,7 +6,7 @@ By day, so that a report can speak of what is so now; of days long past nothing 
 from alembic import op
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 
 
 def upgrade() -> None:

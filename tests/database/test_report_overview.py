@@ -77,6 +77,26 @@ def test_vectors_add_up_over_time_for_each_model(database: Database) -> None:
     assert {m.status.model: m.status.done for m in content.models} == {"tiny": 175, "other": 5}
 
 
+def test_what_was_merged_is_counted_when_it_was_first_written(database: Database) -> None:
+    tiny = make_model(database)
+    for hours, rows in ((0, 100), (24, 50), (48, 25), (72, 150), (96, 170)):
+        add_shard(database, tiny, rows, hours=hours)
+    with database.transaction() as connection:
+        # The first two became the fourth, and that with the third the last, without five images
+        # that were removed before.
+        for rows, removed, into in ((100, 0, 150), (50, 0, 150), (150, 5, 170), (25, 0, 170)):
+            connection.execute(
+                text("""
+                    UPDATE shards SET state = 'superseded', removed_rows = :removed,
+                           superseded_at = now(),
+                           merged_into = (SELECT shard_id FROM shards WHERE rows = :into)
+                    WHERE rows = :rows
+                """),
+                {"rows": rows, "removed": removed, "into": into},
+            )
+    assert reached(overview.gather(database)) == {"tiny": [100, 150, 175, 170, 170]}
+
+
 def test_shards_that_do_not_count_are_not_counted(database: Database) -> None:
     tiny = make_model(database)
     add_shard(database, tiny, 10)

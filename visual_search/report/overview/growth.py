@@ -31,7 +31,8 @@ def read_progress(connection: Connection, models: Mapping[ModelKey, str]) -> Pro
                 WHERE model_key = ANY (CAST(:model_keys AS integer[]))
                 UNION ALL
                 SELECT min(created_at), max(created_at) FROM shards
-                WHERE model_key = ANY (CAST(:model_keys AS integer[])) AND state = 'committed'
+                WHERE model_key = ANY (CAST(:model_keys AS integer[]))
+                  AND state IN ('committed', 'superseded')
             ) AS work
         """),
         {"model_keys": keys},
@@ -42,16 +43,27 @@ def read_progress(connection: Connection, models: Mapping[ModelKey, str]) -> Pro
     # A run of no length still has a width on the page.
     ends_at = max(span.ends_at, begins_at + timedelta(seconds=1))
     step = (ends_at - begins_at) / STEPS
+    # A merged shard brought nothing but what was new in it; the rest was there before.
     rows = connection.execute(
         text("""
+            WITH known AS (
+                SELECT model_key, shard_id, merged_into, created_at, rows - removed_rows AS vectors,
+                       state = 'superseded' AS is_superseded
+                FROM shards
+                WHERE model_key = ANY (CAST(:model_keys AS integer[]))
+                  AND state IN ('committed', 'superseded')
+            ),
+            merged AS (
+                SELECT merged_into AS shard_id, sum(vectors) AS vectors
+                FROM known WHERE is_superseded GROUP BY merged_into
+            )
             SELECT model_key, step,
                    sum(sum(vectors)) OVER (PARTITION BY model_key ORDER BY step) AS vectors
             FROM (
-                SELECT model_key, rows - removed_rows AS vectors,
-                       least(:steps, 1 + floor(EXTRACT(epoch FROM created_at - :begins_at)
+                SELECT k.model_key, k.vectors - coalesce(m.vectors, 0) AS vectors,
+                       least(:steps, 1 + floor(EXTRACT(epoch FROM k.created_at - :begins_at)
                                                / :step_s)) AS step
-                FROM shards
-                WHERE model_key = ANY (CAST(:model_keys AS integer[])) AND state = 'committed'
+                FROM known k LEFT JOIN merged m USING (shard_id)
             ) AS written
             GROUP BY model_key, step ORDER BY model_key, step
         """),

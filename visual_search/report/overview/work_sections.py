@@ -210,8 +210,8 @@ def shards_section(content: Overview) -> str:
 <section>
 <h2>Shard sizes</h2>
 <p>A shard is full at <code>extract.shard_rows</code>, and closed earlier after \
-<code>extract.shard_max_s</code> or at the end of a run. Many small ones cost readers time: run \
-less often, or raise <code>extract.shard_max_s</code>.</p>
+<code>extract.shard_max_s</code> or at the end of a run. Many small ones cost readers time: \
+<code>vsearch shards compact</code> merges them.</p>
 <div class="pair">
 <div>{_histogram(rows, "rows", "Rows", _rows_between, short_number)}</div>
 <div>{_histogram(sizes, "bytes", "Size", _bytes_between, size)}</div>
