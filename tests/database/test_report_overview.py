@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from tests.catalogue import add_urls, make_model
 from tests.database.test_report_showcase import work
-from tests.faults.big import seed_many
+from tests.faults.big import seed_many, vacuum
 from tests.plans import explain
 from visual_search.database.connection import Database
 from visual_search.errors import FailureReason, ModelError
@@ -209,8 +209,14 @@ def test_the_latest_runs_are_in_it_the_newest_first(database: Database) -> None:
     assert [run.done for run in overview.gather(database, ["tiny"]).runs] == list(range(2, 50, 2))
 
 
-def test_of_a_large_catalogue_only_failures_are_read(database: Database) -> None:
-    images, failed, waiting = 50_000, 500, 200
+@pytest.mark.parametrize("fresh", [False, True])
+def test_of_a_large_catalogue_only_failures_are_read(
+    database: Database, database_url: str, fresh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not the planner knows how many there are by now."""
+    looked_at = 200
+    monkeypatch.setattr("visual_search.report.overview.failing_hosts._MOST_LOOKED_AT", looked_at)
+    images, failed, waiting = 50_000, 5_000, 2_000
     model_key = seed_many(database, images)
     with database.transaction() as connection:
         connection.execute(
@@ -231,12 +237,13 @@ def test_of_a_large_catalogue_only_failures_are_read(database: Database) -> None
             """),
             {"settled": images - waiting},
         )
-    add_shard(database, model_key, 10_000)
+    if fresh:
+        vacuum(database_url)
     statuses = model_statuses(database)
     steps = {
         "examples": (2, lambda connection: failure_groups(connection, statuses)),
         "hosts": (
-            failed + waiting,
+            looked_at,
             lambda connection: read_failing_hosts(connection, {model_key: statuses[0]}),
         ),
     }

@@ -251,3 +251,12 @@ def test_four_hundred_models_have_a_page() -> None:
     assert "400 models, 88 % done" in page.text
     assert all(f"model_{n:03}_of_the_night" in page.text for n in range(400))
     assert page.tags.count("path") == 6
+
+
+def test_a_model_has_the_same_colour_in_every_plot() -> None:
+    """In legend, line and columns; legends name them in the order of their colours."""
+    page = Page(render(overview(runs=(run("efficientnet_lite0"), run("resnet18"), run("third")))))
+    paints = [(tag, v) for tag, name, v in page.attributes if name == "class"]
+    assert [v for tag, v in paints if tag == "line" and v[0] == "s"] == ["s0", "s1"] * 2
+    assert [v for tag, v in paints if tag == "path"] == ["line s1", "line s0"]
+    assert [v for tag, v in paints if tag == "rect"][:3] == ["other", "s0", "s1"]
