@@ -11,7 +11,7 @@ from visual_search.database.connection import Database
 from visual_search.errors import StorageError
 from visual_search.export.destination import Destination, Part
 from visual_search.export.formats import Format
-from visual_search.export.held import find_held
+from visual_search.export.held import Held, find_held
 from visual_search.export.parts import read_part
 from visual_search.models.registry import RegisteredModel
 from visual_search.record import catalogue_id
@@ -72,26 +72,35 @@ def export(
         destination.claim(catalogue_id=database.run(catalogue_id), model_id=model.model_id)
         held = database.run(lambda connection: find_held(connection, model))
         there = set() if fresh else destination.parts()
+        written: set[Part] = set()
         current: set[Part] = set()
-        kept = 0
-        for shard, rows in held.shards:
-            parts = held.parts_that_hold(shard.shard_id, rows, there)
-            if parts:
-                kept += len(parts)
-            elif rows > 0:
-                table = read_part(database, model.model_key, shard, storage)
-                # Something may have been removed since it was counted.
-                part = Part(shard_id=shard.shard_id, rows=table.num_rows)
-                destination.write(part, table)
-                parts = {part}
-            current |= parts
-            tell(sum(part.rows for part in current))
+        held: Held | None = None
+        while True:
+            before, held = held, database.run(lambda connection: find_held(connection, model))
+            if held == before:
+                break
+            current, as_counted = set(), True
+            for shard, rows in held.shards:
+                parts = held.parts_that_hold(shard.shard_id, rows, there | written)
+                if not parts and rows > 0:
+                    table = read_part(database, model.model_key, shard, storage)
+                    as_counted &= table.num_rows == rows
+                    if table.num_rows > 0:
+                        part = Part(shard_id=shard.shard_id, rows=table.num_rows)
+                        destination.write(part, table)
+                        written.add(part)
+                        parts = {part}
+                current |= parts
+                tell(sum(part.rows for part in current))
+            if as_counted:
+                break
+            # What a refresh took out of a shard meanwhile is in another one, not counted yet.
         deleted = destination.sweep(current)
     except OSError as error:
         raise StorageError(f"cannot export to {to.address}: {words_of(error)}") from error
     return Exported(
         rows=sum(part.rows for part in current),
-        written=len(current) - kept,
-        kept=kept,
+        written=len(current & written),
+        kept=len(current - written),
         deleted=deleted,
     )
