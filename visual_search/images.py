@@ -26,8 +26,35 @@ Vector = Annotated["npt.NDArray[np.float32]", "(D,)"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Validators:
+    """By what a server can be asked whether a picture is still the one that it sent.
+
+    Attributes:
+        url_hash: Of the URL that sent it, redirects followed: of any other URL the same tag or date
+            says nothing.
+        etag: As the server wrote it, quotes included.
+    """
+
+    url_hash: bytes
+    etag: str | None
+    last_modified: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """The encoded image that a recorded vector was made from."""
+
+    content_sha256: bytes
+    validators: Validators | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClaimedImage:
-    """An image that this worker alone may work on, as long as its lease lives."""
+    """An image that this worker alone may work on, as long as its lease lives.
+
+    Attributes:
+        version: Of its vector, which is to be checked; `None` where it has none yet.
+    """
 
     image_id: ImageId
     image_key: str
@@ -35,6 +62,7 @@ class ClaimedImage:
     lease_token: LeaseToken
     attempts: int = 0
     crashes: int = 0
+    version: Version | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +71,7 @@ class Download:
 
     body: bytes = field(repr=False)
     content_sha256: bytes
+    validators: Validators | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,11 +100,24 @@ class EmbeddedImage:
     content_sha256: bytes
     width: int
     height: int
+    validators: Validators | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnchangedImage:
+    """An image whose vector stays, since its URL still leads to what that was made from.
+
+    Attributes:
+        version: With the validators that the server gave last.
+    """
+
+    image: ClaimedImage
+    version: Version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedImage:
-    """An image without a vector, and why.
+    """An image without a vector, or with one that could not be checked, and why.
 
     Attributes:
         jitter: From 0 to 1: where in its back-off the next attempt lies. All models that wanted
@@ -111,13 +153,19 @@ class WrittenShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardRecord:
-    """A shard as the table has it."""
+    """A shard as the table has it.
+
+    Attributes:
+        removed_rows: Those that do not count any more: their image was removed from the catalogue,
+            or has a newer vector in another shard.
+    """
 
     shard_id: ShardId
     model: str
     model_id: str
     uri: str
     rows: int
+    removed_rows: int
     bytes: int
     sha256: str
     created_at: datetime

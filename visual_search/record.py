@@ -6,7 +6,7 @@ lease was taken over records nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
@@ -22,6 +22,7 @@ from visual_search.images import (
     RunId,
     ShardId,
     ShardRecord,
+    Validators,
     WrittenShard,
 )
 
@@ -35,6 +36,7 @@ class RecordedRow:
     image_id: ImageId
     row_in_shard: int
     content_sha256: bytes
+    validators: Validators | None = None
 
 
 def begin_shard(
@@ -116,10 +118,14 @@ def commit_shard(
             UPDATE extractions e SET
                 status = 'done', lease_token = NULL, shard_id = :shard_id,
                 row_in_shard = r.row_in_shard, content_sha256 = r.content_sha256,
+                etag = r.etag, last_modified = to_timestamp(r.modified_s),
+                validators_url = r.validators_url,
                 failure_reason = NULL, failure_detail = NULL, http_status = NULL,
                 finished_at = now()
             FROM unnest(CAST(:image_ids AS bigint[]), CAST(:positions AS integer[]),
-                        CAST(:digests AS bytea[])) AS r (image_id, row_in_shard, content_sha256)
+                        CAST(:digests AS bytea[]), CAST(:etags AS text[]),
+                        CAST(:modified_s AS bigint[]), CAST(:validators_urls AS bytea[]))
+                 AS r (image_id, row_in_shard, content_sha256, etag, modified_s, validators_url)
             WHERE e.model_key = :model_key AND e.image_id = r.image_id
               AND e.lease_token = :token AND e.status = 'claimed'
         """),
@@ -130,11 +136,26 @@ def commit_shard(
             "image_ids": [row.image_id for row in rows],
             "positions": [row.row_in_shard for row in rows],
             "digests": [row.content_sha256 for row in rows],
+            **validator_columns([row.validators for row in rows]),
         },
     ).rowcount
     removed = 0
     if done != shard.rows:
         removed = _count_removed(connection, [row.image_id for row in rows])
+    if done + removed != shard.rows:
+        raise InternalError(
+            f"shard {shard.shard_id} has {shard.rows} rows, but {done} claims and "
+            f"{removed} removals; nothing was recorded"
+        )
+    mark_committed(connection, shard, removed=removed)
+
+
+def mark_committed(connection: Connection, shard: WrittenShard, *, removed: int) -> None:
+    """Let readers see a shard, of which so many rows do not count.
+
+    Raises:
+        InternalError: It was not being written.
+    """
     committed = connection.execute(
         text("""
             UPDATE shards
@@ -150,11 +171,21 @@ def commit_shard(
             "sha256": shard.sha256,
         },
     ).rowcount
-    if done + removed != shard.rows or committed != 1:
-        raise InternalError(
-            f"shard {shard.shard_id} has {shard.rows} rows, but {done} claims and "
-            f"{removed} removals; nothing was recorded"
-        )
+    if committed != 1:
+        raise InternalError(f"shard {shard.shard_id} was not being written; nothing was recorded")
+
+
+def validator_columns(validators: Sequence[Validators | None]) -> dict[str, list[Any]]:
+    """Arrays for a statement: `etags`, `modified_s` and `validators_urls`."""
+    return {
+        "etags": [each and each.etag for each in validators],
+        # As dates they take the driver four times as long.
+        "modified_s": [
+            each and each.last_modified and int(each.last_modified.timestamp())
+            for each in validators
+        ],
+        "validators_urls": [each and each.url_hash for each in validators],
+    }
 
 
 def record_failures(
@@ -263,7 +294,8 @@ def list_shards(connection: Connection, *, model: str | None = None) -> list[Sha
     """Committed shards, oldest first; of the model named, or of all."""
     rows = connection.execute(
         text("""
-            SELECT s.shard_id, m.name, m.model_id, s.uri, s.rows, s.bytes, s.sha256, s.created_at
+            SELECT s.shard_id, m.name, m.model_id, s.uri, s.rows, s.removed_rows, s.bytes,
+                   s.sha256, s.created_at
             FROM shards s JOIN models m USING (model_key)
             WHERE s.state = 'committed'
               AND (CAST(:model AS text) IS NULL OR :model IN (m.name, m.model_id))
@@ -294,7 +326,7 @@ def discard_shard(connection: Connection, shard_id: ShardId) -> int:
         text("""
             UPDATE extractions
             SET status = 'pending', shard_id = NULL, row_in_shard = NULL, content_sha256 = NULL,
-                finished_at = NULL, next_attempt_at = now()
+                finished_at = NULL, next_attempt_at = now(), lease_token = NULL
             WHERE model_key = :model_key AND shard_id = :shard_id AND status = 'done'
         """),
         {"model_key": model_key, "shard_id": shard_id},
@@ -341,6 +373,7 @@ def _shard_record(row: Row[tuple[object, ...]]) -> ShardRecord:
         model_id=row.model_id,
         uri=row.uri,
         rows=row.rows,
+        removed_rows=row.removed_rows,
         bytes=row.bytes,
         sha256=row.sha256,
         created_at=row.created_at,

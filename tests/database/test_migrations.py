@@ -17,6 +17,15 @@ def test_images_that_were_there_before_they_were_counted_are_counted(database: D
                                    DROP COLUMN superseded_at;
                 ALTER TABLE catalogue DROP COLUMN images;
                 DROP TABLE host_traffic;
+                ALTER TABLE models DROP COLUMN refresh_since;
+                ALTER TABLE leases DROP COLUMN checking;
+                ALTER TABLE extractions
+                    DROP COLUMN etag, DROP COLUMN last_modified, DROP COLUMN validators_url,
+                    DROP COLUMN checked_at, DROP CONSTRAINT extractions_claimed_check,
+                    DROP CONSTRAINT extractions_lease_check,
+                    ADD CONSTRAINT extractions_check CHECK (
+                        (status = 'claimed') = (lease_token IS NOT NULL));
+                DROP INDEX extractions_being_checked;
                 UPDATE alembic_version SET version_num = '0001'
             """)
         )

@@ -189,7 +189,7 @@ def test_a_model_has_a_partition_with_the_indexes_and_rules_of_the_table(
             for name in ("extractions", f"extractions_{model.model_key}")
         )
         assert of_partition == of_table
-        assert len(of_table) == 4
+        assert len(of_table) == 5
         rules = [
             set(
                 connection.execute(

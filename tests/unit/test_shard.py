@@ -77,6 +77,7 @@ def recorded(written: WrittenShard) -> ShardRecord:
         model_id="tiny-1",
         uri=written.uri,
         rows=written.rows,
+        removed_rows=0,
         bytes=written.bytes,
         sha256=written.sha256,
         created_at=datetime.now(UTC),

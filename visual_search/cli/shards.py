@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visual_search.cli.context import CliContext, counted, echo_json, moment, table
+from visual_search.cli.context import CliContext, complain, counted, echo_json, moment, table
 from visual_search.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -50,14 +50,21 @@ def list_(
     elif paths:
         for shard in shards:
             typer.echo(shown(shard.uri))
+        removed = sum(shard.removed_rows for shard in shards)
+        if removed:
+            complain(
+                f"note: {counted(removed, 'row')} of these shards no longer count, since their "
+                "images were refreshed or removed; docs/refresh.md says how readers leave them out"
+            )
     elif shards:
         typer.echo(
             table(
-                ("model", "rows", "bytes", "created (UTC)", "path"),
+                ("model", "rows", "removed", "bytes", "created (UTC)", "path"),
                 [
                     (
                         shard.model_id,
                         shard.rows,
+                        shard.removed_rows,
                         shard.bytes,
                         moment(shard.created_at),
                         shown(shard.uri),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, overload
 
 import aiohttp
 import stamina
@@ -20,13 +20,14 @@ from yarl import URL
 
 from visual_search import __version__
 from visual_search.download.budget import BodyBudget, Reservation
+from visual_search.download.conditional import ASKING, conditions, validators_of
 from visual_search.download.hosts import Hosts
 from visual_search.download.lookup import SystemResolver
 from visual_search.download.patience import Patience
 from visual_search.download.sending import Sending, tracing
 from visual_search.download.translation import refused, translated
 from visual_search.errors import FailureReason, HostPausedError, ImageError, SettingsError
-from visual_search.images import Download, Exchange
+from visual_search.images import Download, Exchange, Validators
 from visual_search.network_guard import Guard, GuardedResolver
 from visual_search.redaction import printable, redact_url
 from visual_search.settings import DownloadSettings
@@ -42,6 +43,7 @@ _HEADERS: Final = {
 }
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _WITH_BODY: Final = (200, 203)
+_NOT_MODIFIED: Final = 304
 _READ_BYTES: Final = 1 << 16
 
 __all__ = ["BodyBudget", "Downloader"]
@@ -126,9 +128,21 @@ class Downloader:
         await self._session.close()
         await self._resolver.close()
 
+    @overload
+    async def fetch(self, url: str, on_bytes: Callable[[int], None] = ...) -> Download: ...
+
+    @overload
     async def fetch(
-        self, url: str, on_bytes: Callable[[int], None] = lambda _size: None
-    ) -> Download:
+        self, url: str, on_bytes: Callable[[int], None] = ..., *, known: Validators | None
+    ) -> Download | None: ...
+
+    async def fetch(
+        self,
+        url: str,
+        on_bytes: Callable[[int], None] = lambda _size: None,
+        *,
+        known: Validators | None = None,
+    ) -> Download | None:
         """Fetch one image in up to `tries` tries, each a request and its redirects.
 
         All of them and the pauses between take at most `deadline_s`, but for waits for a host or
@@ -137,6 +151,10 @@ class Downloader:
         Args:
             url: Where it is.
             on_bytes: Told of each piece of a body that arrives, also of what comes to nothing.
+            known: Of the version that need not be sent again.
+
+        Returns:
+            The image; `None` if it is still the known one.
 
         Raises:
             ImageError: With the last try's reason. A long `Retry-After` is not waited for but
@@ -149,26 +167,34 @@ class Downloader:
         await room.resize(self._bodies.usual_bytes)
         patience = Patience(self._settings.deadline_s, room, on_bytes)
         try:
-            return await self._retry(patience.before_next_try, self._try, target, patience)
+            download = await self._retry(
+                patience.before_next_try, self._try, target, known, patience
+            )
         except BaseException as error:
             room.release()
             if isinstance(error, HostPausedError) and patience.failure is not None:
                 raise patience.failure from None
             raise
+        if download is None:
+            room.release()
+        return download
 
     def pause(self, host: str, seconds: float) -> None:
         """Leave a host alone for so long, since another worker was asked to."""
         self._hosts.pause(host, seconds)
 
-    async def _try(self, url: URL, patience: Patience) -> Download:
+    async def _try(self, url: URL, known: Validators | None, patience: Patience) -> Download | None:
+        if patience.failure is not None and patience.failure.reason is FailureReason.BAD_RESPONSE:
+            # Such as a 304 with a body, by a server that otherwise serves the image.
+            known = None
         # Redirects are followed here, not by aiohttp, so that each meets the guard's check of its
         # text and waits for a slot of its own host.
         in_clear = url.scheme == "http"
         for _ in range(self._settings.max_redirects + 1):
             # What a host's headers keep secret does not leave TLS because of a redirect.
-            headers = self._headers_for(url) if in_clear or url.scheme == "https" else None
-            answer = await self._request(url, headers, patience)
-            if isinstance(answer, Download):
+            headers = self._headers_for(url) if in_clear or url.scheme == "https" else {}
+            answer = await self._request(url, {**headers, **conditions(url, known)}, patience)
+            if not isinstance(answer, URL):
                 return answer
             url = answer
         raise ImageError(
@@ -176,13 +202,13 @@ class Downloader:
             f"more than {self._settings.max_redirects}, the last to {redact_url(str(url))}",
         )
 
-    def _headers_for(self, url: URL) -> Mapping[str, str] | None:
-        return self._headers.get(url.host_port_subcomponent or "")
+    def _headers_for(self, url: URL) -> Mapping[str, str]:
+        return self._headers.get(url.host_port_subcomponent or "", {})
 
     async def _request(
-        self, url: URL, headers: Mapping[str, str] | None, patience: Patience
-    ) -> Download | URL:
-        """One request: the image, or the URL to go on with."""
+        self, url: URL, headers: Mapping[str, str], patience: Patience
+    ) -> Download | URL | None:
+        """One request: the image, the URL to go on with, or `None` for "not modified"."""
         queued = patience.now()
         async with self._hosts.turn(url) as host:
             patience.ends += patience.now() - queued
@@ -218,8 +244,8 @@ class Downloader:
         tell(failed=False)
 
     async def _ask(
-        self, url: URL, headers: Mapping[str, str] | None, patience: Patience
-    ) -> Download | URL:
+        self, url: URL, headers: Mapping[str, str], patience: Patience
+    ) -> Download | URL | None:
         sending = Sending()
         try:
             async with asyncio.timeout_at(patience.ends) as timer:
@@ -236,6 +262,8 @@ class Downloader:
                     location = response.headers.get("Location")
                     if response.status in _REDIRECTS and location is not None:
                         return self._guard.follow(url, location)
+                    if response.status == _NOT_MODIFIED and headers.keys() & ASKING:
+                        return None
                     if response.status not in _WITH_BODY:
                         raise refused(response)
                     return await self._read(response, patience, timer)
@@ -279,7 +307,11 @@ class Downloader:
             raise ImageError(FailureReason.EMPTY_BODY, "0 bytes", http_status=response.status)
         self._bodies.note(size)
         await patience.wait_for_room(size, timer)
-        return Download(body=b"".join(chunks), content_sha256=digest.digest())
+        return Download(
+            body=b"".join(chunks),
+            content_sha256=digest.digest(),
+            validators=validators_of(response.url, response.headers),
+        )
 
 
 def _tls_context(settings: DownloadSettings) -> ssl.SSLContext:
