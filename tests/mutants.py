@@ -42,6 +42,7 @@ class Mutant:
     tests: tuple[str, ...]
 
 
+_CONDITIONAL = "visual_search/download/conditional.py"
 _DUE = "visual_search/claim/due.py"
 _LEASES = "visual_search/claim/leases.py"
 _SEEDING = "visual_search/claim/seeding.py"
@@ -49,12 +50,17 @@ _RECORD = "visual_search/record.py"
 _SHARD_WRITER = "visual_search/shard/writer.py"
 _SHARD_READING = "visual_search/shard/reading.py"
 _FOLDER = "visual_search/storage/folder.py"
+_OUTDATED = "visual_search/refresh/outdated.py"
+_PASSES = "visual_search/refresh/passes.py"
+_RECORDING = "visual_search/refresh/recording.py"
+_REMOVAL = "visual_search/catalog/removal.py"
 _UPKEEP = "visual_search/upkeep.py"
 _RECORDER = "visual_search/pipeline/recorder.py"
 _FAILURE_RATE = "visual_search/pipeline/failure_rate.py"
 _CONNECTION = "visual_search/database/connection.py"
 
 _TEST_CLAIM = "tests/database/test_claim.py"
+_TEST_REFRESH = "tests/database/test_refresh.py"
 _TEST_RECORD = "tests/database/test_record.py"
 _TEST_UPKEEP = "tests/database/test_upkeep.py"
 _TEST_CONTENTION = "tests/faults/test_contention.py"
@@ -113,13 +119,13 @@ MUTANTS = (
         path=_LEASES,
         old="""
             VALUES (:token, :model_key, :run_id,
-                    clock_timestamp() + make_interval(secs => :lease_s))
+                    clock_timestamp() + make_interval(secs => :lease_s), :checking)
             ON CONFLICT (lease_token) DO NOTHING
         \"""),
         {""",
         new="""
             VALUES (:token, :model_key, :run_id,
-                    to_timestamp(:now) + make_interval(secs => :lease_s))
+                    to_timestamp(:now) + make_interval(secs => :lease_s), :checking)
             ON CONFLICT (lease_token) DO NOTHING
         \"""),
         {"now": __import__("time").time(), """,
@@ -185,10 +191,74 @@ MUTANTS = (
         tests=(f"{_TEST_RECORD}::test_rows_that_are_not_this_leases_stop_the_commit",),
     ),
     Mutant(
+        name="two workers check the same vector",
+        path=_OUTDATED,
+        old="""image_id <= :last
+                  AND status = 'done' AND lease_token IS NULL""",
+        new="""image_id <= :last
+                  AND status = 'done'""",
+        tests=(_TEST_REFRESH,),
+    ),
+    Mutant(
+        name="a sweep ends though something was given back behind it",
+        path=_OUTDATED,
+        old="sweep.start, False, not sweep.fruitful",
+        new="sweep.start, False, True",
+        tests=(_TEST_REFRESH,),
+    ),
+    Mutant(
+        name="a pass is complete while somebody still checks",
+        path=_PASSES,
+        old="""SELECT FROM extractions
+                WHERE model_key = :model_key""",
+        new="""SELECT FROM extractions
+                WHERE lease_token IS NULL AND model_key = :model_key""",
+        tests=(_TEST_REFRESH,),
+    ),
+    Mutant(
+        name="shards do not learn that a vector of theirs was replaced",
+        path=_RECORDING,
+        old="SET removed_rows = s.removed_rows + old.rows",
+        new="SET removed_rows = s.removed_rows",
+        tests=(_TEST_REFRESH,),
+    ),
+    Mutant(
+        name="a vector is replaced under a lease that is not held",
+        path=_RECORDING,
+        old="""                crashes = 0, finished_at = now()
+            FROM unnest(CAST(:image_ids AS bigint[]), CAST(:positions AS integer[]),
+                        CAST(:digests AS bytea[]), CAST(:etags AS text[]),
+                        CAST(:modified_s AS bigint[]), CAST(:validators_urls AS bytea[]))
+                 AS r (image_id, row_in_shard, content_sha256, etag, modified_s, validators_url)
+            WHERE e.model_key = :model_key AND e.image_id = r.image_id
+              AND e.lease_token = :token AND e.status = 'done'""",
+        new="""                crashes = 0, finished_at = now()
+            FROM unnest(CAST(:image_ids AS bigint[]), CAST(:positions AS integer[]),
+                        CAST(:digests AS bytea[]), CAST(:etags AS text[]),
+                        CAST(:modified_s AS bigint[]), CAST(:validators_urls AS bytea[]))
+                 AS r (image_id, row_in_shard, content_sha256, etag, modified_s, validators_url)
+            WHERE e.model_key = :model_key AND e.image_id = r.image_id""",
+        tests=(_TEST_REFRESH,),
+    ),
+    Mutant(
+        name="a removal does not wait for checks",
+        path=_REMOVAL,
+        old="AND e.lease_token IS NOT NULL",
+        new="AND e.status = 'claimed'",
+        tests=(f"{_TEST_REFRESH}::test_a_removal_waits_for_checks_under_way",),
+    ),
+    Mutant(
+        name="any URL is asked by what another one said",
+        path=_CONDITIONAL,
+        old="if known is None or known.url_hash != _hash(url):",
+        new="if known is None:",
+        tests=("tests/unit/test_conditional.py",),
+    ),
+    Mutant(
         name="a commit does not count its rows",
         path=_RECORD,
-        old="if done + removed != shard.rows or committed != 1:",
-        new="if committed != 1:",
+        old="if done + removed != shard.rows:",
+        new="if done + removed < 0:",
         tests=(f"{_TEST_RECORD}::test_rows_that_are_not_this_leases_stop_the_commit",),
     ),
     Mutant(

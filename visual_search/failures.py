@@ -1,4 +1,4 @@
-"""The failure ledger: which images have no vector, why, and when they are tried again."""
+"""The failure ledger: which images have no vector, or an unchecked one, why, and until when."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ from visual_search.redaction import redact_url
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailureRecord:
-    """One image without a vector; `url` and `detail` are fit to be shown.
+    """One image without a vector, or with one that could not be checked.
 
     Attributes:
-        next_attempt_at: When it is tried again; `None` if it failed for good.
-        finished_at: When it failed for good; `None` while it waits.
+        url: Fit to be shown, as is `detail`.
+        next_attempt_at: When it is tried again; `None` if it failed for good, or has a vector.
+        finished_at: When it failed for good, or got its vector; `None` while it waits.
     """
 
     model: str
@@ -39,8 +40,13 @@ def list_failures(
     model: str | None = None,
     reason: str | None = None,
     limit: int | None = None,
+    unchecked: bool = False,
 ) -> list[FailureRecord]:
-    """Failures of the active models, the failed ones first, then the waiting ones."""
+    """Failures of the active models, the failed ones first, then the waiting ones.
+
+    Those that are `unchecked` are vectors instead that the last refresh could not check; to find
+    them the whole history is read.
+    """
     rows = connection.execute(
         text("""
             SELECT m.name, e.image_id, i.image_key, i.url, e.status, e.failure_reason,
@@ -49,15 +55,17 @@ def list_failures(
             FROM extractions e
             JOIN models m ON m.model_key = e.model_key
             JOIN images i ON i.image_id = e.image_id
-            WHERE (e.status = 'failed'
-                   OR (e.status = 'pending' AND e.next_attempt_at > clock_timestamp()))
+            WHERE ((NOT :unchecked AND e.status = 'failed')
+                   OR (NOT :unchecked AND e.status = 'pending'
+                       AND e.next_attempt_at > clock_timestamp())
+                   OR (:unchecked AND e.status = 'done'))
               AND e.failure_reason IS NOT NULL
               AND (m.active AND CAST(:model AS text) IS NULL OR :model IN (m.name, m.model_id))
               AND (CAST(:reason AS text) IS NULL OR e.failure_reason = :reason)
             ORDER BY m.name, e.status, e.failure_reason, e.image_id
             LIMIT :limit
         """),
-        {"model": model, "reason": reason, "limit": limit},
+        {"model": model, "reason": reason, "limit": limit, "unchecked": unchecked},
     )
     return [
         FailureRecord(

@@ -22,7 +22,9 @@ class RunFigures:
     """What a run has done so far; rates and times as `RunRecord` defines them.
 
     Attributes:
-        failed_by_reason: `failed` by reason. This and what follows is not kept in the table.
+        unchanged: Images whose vector was checked and stays. This and what follows is not kept in
+            the table.
+        failed_by_reason: `failed` by reason.
         in_flight: Images claimed of which no outcome is known yet.
         shards: Shards recorded.
         downloaded_bytes: Of images, whatever became of them. What several models wanted counts for
@@ -34,6 +36,7 @@ class RunFigures:
     failed: int = 0
     images_per_second: float | None = None
     core_seconds_per_stage: Mapping[str, float] = field(default_factory=dict)
+    unchanged: int = 0
     failed_by_reason: Mapping[str, int] = field(default_factory=dict)
     in_flight: int = 0
     shards: int = 0

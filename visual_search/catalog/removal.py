@@ -258,7 +258,7 @@ def _lock_workers(connection: Connection) -> None:
             SELECT FROM leases WHERE lease_token IN (
                 SELECT e.lease_token
                 FROM leaving l, models m JOIN extractions e USING (model_key)
-                WHERE e.image_id = l.image_id AND e.status = 'claimed'
+                WHERE e.image_id = l.image_id AND e.lease_token IS NOT NULL
             )
             ORDER BY lease_token FOR UPDATE
         """)

@@ -3,7 +3,15 @@
 Every function is one step inside the caller's short transaction.
 """
 
-from visual_search.claim.due import Place, Suspicion, claim_along, claim_images, release_paused
+from visual_search.claim.due import (
+    Place,
+    Suspicion,
+    claim_along,
+    claim_images,
+    find_addresses,
+    look_up_by_key,
+    release_paused,
+)
 from visual_search.claim.leases import (
     DEATHS_TO_FAIL,
     close_lease,
@@ -25,9 +33,11 @@ __all__ = [
     "claim_images",
     "close_lease",
     "count_pending",
+    "find_addresses",
     "is_behind",
     "lock_lease",
     "look_out",
+    "look_up_by_key",
     "open_lease",
     "release_paused",
     "renew_leases",

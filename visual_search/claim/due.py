@@ -69,7 +69,7 @@ def claim_images(
         FencedError: The lease is gone; everything claimed under it has been given to others.
     """
     lock_lease(connection, token)
-    _look_up_by_key(connection)
+    look_up_by_key(connection)
     rows = min(rows, suspicion.rows)
     begin = place or Place()
     images = _claim_behind(connection, begin, token, model_key, rows, suspicion)
@@ -121,17 +121,7 @@ def _claim_behind(
     if not claimed:
         return []
     place.due_at, place.image_id = max((row[0], row[1]) for row in claimed)
-    # As an array that the planner does not see the server goes through the index once, not once
-    # for each image.
-    found = connection.execute(
-        text("""
-            SELECT image_id, image_key, url FROM images
-            WHERE image_id = ANY(ARRAY(SELECT unnest(CAST(:image_ids AS bigint[]))))
-        """),
-        {"image_ids": [row[1] for row in claimed]},
-    )
-    # By position: by name it takes the loop twice as long.
-    images = {image_id: (image_key, url) for image_id, image_key, url in found.all()}
+    images = find_addresses(connection, [row[1] for row in claimed])
     return [
         ClaimedImage(
             image_id=ImageId(image_id),
@@ -144,6 +134,21 @@ def _claim_behind(
         for _, image_id, attempts, crashes in claimed
         if image_id in images
     ]
+
+
+def find_addresses(connection: Connection, image_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Key and URL of these images, but for those that were removed."""
+    # As an array that the planner does not see the server goes through the index once, not once
+    # for each image.
+    found = connection.execute(
+        text("""
+            SELECT image_id, image_key, url FROM images
+            WHERE image_id = ANY(ARRAY(SELECT unnest(CAST(:image_ids AS bigint[]))))
+        """),
+        {"image_ids": image_ids},
+    )
+    # By position: by name it takes the loop twice as long.
+    return {image_id: (image_key, url) for image_id, image_key, url in found.all()}
 
 
 def claim_along(
@@ -164,7 +169,7 @@ def claim_along(
     """
     lock_lease(connection, token)
     least, most, _ = suspicion.value
-    _look_up_by_key(connection)
+    look_up_by_key(connection)
     claimed = connection.execute(
         text("""
             WITH due AS MATERIALIZED (
@@ -200,7 +205,7 @@ def claim_along(
     ]
 
 
-def _look_up_by_key(connection: Connection) -> None:
+def look_up_by_key(connection: Connection) -> None:
     """For this transaction: read what is due in the index's order, all else row by row.
 
     With statistics from before the images were seeded the planner expects a handful of pending

@@ -21,16 +21,32 @@ def open_lease(
     model_key: ModelKey,
     run_id: RunId,
     lease_s: float,
+    checking: bool = False,
 ) -> None:
-    """Start a lease without claims; starting it twice is the same."""
+    """Start a lease without claims; starting it twice is the same.
+
+    Args:
+        connection: Inside a transaction.
+        token: A new one.
+        model_key: Whose images.
+        run_id: Of who holds it.
+        lease_s: How long it lives, unless it is renewed.
+        checking: Vectors are claimed under it that are there, not images without one.
+    """
     connection.execute(
         text("""
-            INSERT INTO leases (lease_token, model_key, run_id, expires_at)
+            INSERT INTO leases (lease_token, model_key, run_id, expires_at, checking)
             VALUES (:token, :model_key, :run_id,
-                    clock_timestamp() + make_interval(secs => :lease_s))
+                    clock_timestamp() + make_interval(secs => :lease_s), :checking)
             ON CONFLICT (lease_token) DO NOTHING
         """),
-        {"token": token, "model_key": model_key, "run_id": run_id, "lease_s": lease_s},
+        {
+            "token": token,
+            "model_key": model_key,
+            "run_id": run_id,
+            "lease_s": lease_s,
+            "checking": checking,
+        },
     )
 
 
@@ -75,6 +91,8 @@ def rescue_images(
     own_run: RunId | None = None,
 ) -> int:
     """Take the images of dead workers back: pending again, or failed after too many deaths.
+
+    Those that only were checked stay done; after too many deaths they are not checked any more.
 
     Args:
         connection: Inside a transaction.
@@ -122,25 +140,50 @@ def rescue_images(
             "reason": FailureReason.KILLS_WORKER.value,
         },
     )
+    unchecked = connection.execute(
+        text("""
+            UPDATE extractions SET
+                failure_reason = CASE WHEN crashes + 1 >= :deaths THEN :reason
+                                      ELSE failure_reason END,
+                crashes = crashes + 1,
+                lease_token = NULL
+            WHERE model_key = :model_key AND status = 'done'
+              AND lease_token = ANY(CAST(:tokens AS uuid[]))
+        """),
+        {
+            "model_key": model_key,
+            "tokens": tokens,
+            "deaths": DEATHS_TO_FAIL,
+            "reason": FailureReason.KILLS_WORKER.value,
+        },
+    )
     connection.execute(
         text("DELETE FROM leases WHERE lease_token = ANY(CAST(:tokens AS uuid[]))"),
         {"tokens": tokens},
     )
-    return rescued.rowcount
+    return rescued.rowcount + unchecked.rowcount
 
 
 def close_lease(connection: Connection, token: LeaseToken) -> int:
-    """End a lease; what is still claimed under it becomes pending again.
+    """End a lease; what is still claimed under it becomes pending again, or stays done.
 
     Returns:
         How many images were given back.
     """
     # The lease first, as a rescue does: otherwise each could wait for the other.
     connection.execute(text("DELETE FROM leases WHERE lease_token = :token"), {"token": token})
-    return connection.execute(
+    pending = connection.execute(
         text("""
             UPDATE extractions SET status = 'pending', lease_token = NULL
             WHERE lease_token = :token AND status = 'claimed'
         """),
         {"token": token},
     ).rowcount
+    unchecked = connection.execute(
+        text("""
+            UPDATE extractions SET lease_token = NULL
+            WHERE lease_token = :token AND status = 'done'
+        """),
+        {"token": token},
+    ).rowcount
+    return pending + unchecked

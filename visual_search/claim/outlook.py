@@ -35,7 +35,8 @@ def look_out(connection: Connection, model_key: ModelKey) -> Outlook:
                  FROM extractions
                  WHERE model_key = :model_key AND status = 'pending') AS due_in_s,
                 (SELECT EXTRACT(epoch FROM min(expires_at) - clock_timestamp())
-                 FROM leases WHERE model_key = :model_key) AS lease_ends_in_s
+                 FROM leases
+                 WHERE model_key = :model_key AND NOT checking) AS lease_ends_in_s
         """),
         {"model_key": model_key},
     ).one()

@@ -1,6 +1,6 @@
 """`vsearch extract`: the main job."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -10,7 +10,10 @@ from visual_search.errors import ModelError, SettingsError
 if TYPE_CHECKING:
     from visual_search.database.connection import Database
     from visual_search.pipeline import ModelResult
+    from visual_search.pipeline.checks import Checks
     from visual_search.settings import Settings
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def extract(
@@ -35,6 +38,20 @@ def extract(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed and waiting images again, now.")
     ] = False,
+    refresh: Annotated[
+        bool,
+        typer.Option(
+            "--refresh", help="Check the vectors there are; embed again what has changed."
+        ),
+    ] = False,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            "--older-than",
+            metavar="TIME",
+            help="With --refresh: only what was not checked for so long, such as 12h or 7d.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")
     ] = None,
@@ -84,6 +101,7 @@ def extract(
       vsearch extract --model resnet18 --model efficientnet_lite0
       vsearch extract --all-models --output /data/vectors
       vsearch extract --model resnet18 --limit 1000 --dry-run
+      vsearch extract --model resnet18 --refresh --older-than 7d
 
     \b
     A second run finds nothing to do, downloads nothing and exits 0. Stopped or killed at any
@@ -103,12 +121,13 @@ def extract(
         },
         extract={"max_failure_rate": max_failure_rate, "memory_budget": memory_budget},
     )
+    checks = _checks(older_than, refresh=refresh, retry_failed=retry_failed)
     with cli.database(settings) as database:
         names = _names(database, model or [], all_models=all_models)
         if dry_run:
-            _show_plans(database, settings, names, as_json=as_json)
+            _show_plans(database, settings, names, checks, as_json=as_json)
             return
-        results = _run(database, settings, names, limit, retry_failed, quiet=as_json)
+        results = _run(database, settings, names, limit, retry_failed, checks, quiet=as_json)
     from visual_search.pipeline import gravest
 
     if as_json:
@@ -122,6 +141,7 @@ def _run(
     names: list[str],
     limit: int | None,
     retry_failed: bool,
+    checks: "Checks | None",
     *,
     quiet: bool,
 ) -> list["ModelResult"]:
@@ -142,6 +162,7 @@ def _run(
             stop=stop,
             limit=limit,
             retry_failed=retry_failed,
+            checks=checks,
             on_result=show,
         )
 
@@ -150,6 +171,8 @@ def sentence(result: "ModelResult") -> str:
     """What a run did, in one line."""
     from visual_search.status import duration
 
+    if result.checked:
+        return _sentence_of_checks(result)
     waiting = ""
     if result.waiting:
         due = "" if result.due_in_s is None else f" (next in {duration(max(0, result.due_in_s))})"
@@ -163,6 +186,45 @@ def sentence(result: "ModelResult") -> str:
         f"{result.model}: {figures.done:,} done, {figures.failed:,} failed, "
         f"{counted(result.shards, 'shard')}{rate}{waiting}{ledger}"
     )
+
+
+def _sentence_of_checks(result: "ModelResult") -> str:
+    if result.run_id is None:
+        return f"{result.model}: nothing to check"
+    figures = result.figures
+    reasons = sorted(
+        ((count, reason) for reason, count in figures.failed_by_reason.items() if count),
+        reverse=True,
+    )
+    why = f" ({', '.join(f'{count:,} {reason}' for count, reason in reasons)})" if reasons else ""
+    left = f"; {result.waiting:,} left to check" if result.waiting else ""
+    checked = figures.done + figures.unchanged + figures.failed
+    return (
+        f"{result.model}: refreshed: {checked:,} checked, "
+        f"{figures.done:,} changed, {figures.unchanged:,} unchanged, "
+        f"{figures.failed:,} could not be checked{why}{left}"
+    )
+
+
+def _checks(older_than: str | None, *, refresh: bool, retry_failed: bool) -> "Checks | None":
+    if not refresh:
+        if older_than is not None:
+            raise SettingsError("--older-than is for --refresh; give both or none")
+        return None
+    if retry_failed:
+        raise SettingsError(
+            "--refresh checks vectors, --retry-failed is for images without one; run them apart"
+        )
+    from visual_search.pipeline.checks import Checks
+
+    return Checks(older_than_s=None if older_than is None else _seconds(older_than))
+
+
+def _seconds(time: str) -> float:
+    number, unit = time[:-1], time[-1:]
+    if unit not in _UNITS or not (number.isascii() and number.isdigit()):
+        raise SettingsError(f"--older-than {time!r}: a number and s, m, h, d or w, such as 7d")
+    return float(number) * _UNITS[unit]
 
 
 def _names(database: "Database", names: list[str], *, all_models: bool) -> list[str]:
@@ -183,11 +245,17 @@ def _names(database: "Database", names: list[str], *, all_models: bool) -> list[
 
 
 def _show_plans(
-    database: "Database", settings: "Settings", names: list[str], *, as_json: bool
+    database: "Database",
+    settings: "Settings",
+    names: list[str],
+    checks: "Checks | None",
+    *,
+    as_json: bool,
 ) -> None:
     from visual_search import pipeline
 
-    plans = [pipeline.plan(database, settings, name) for name in names]
+    plans = [pipeline.plan(database, settings, name, checks=checks) for name in names]
+    claimable = "claimable" if checks is None else "to_check"
     if as_json:
         echo_json(
             {
@@ -195,7 +263,7 @@ def _show_plans(
                     {
                         "model": plan.model,
                         "model_id": plan.model_id,
-                        "claimable": plan.claimable,
+                        claimable: plan.claimable,
                         "output": settings.shown()["output"],
                     }
                     for plan in plans
@@ -205,7 +273,7 @@ def _show_plans(
         return
     typer.echo(
         table(
-            ("model", "model_id", "would embed"),
+            ("model", "model_id", "would embed" if checks is None else "would check"),
             [(plan.model, plan.model_id, plan.claimable) for plan in plans],
         )
     )
@@ -213,11 +281,23 @@ def _show_plans(
 
 def _document(result: "ModelResult") -> dict[str, Any]:
     figures = result.figures
+    counts = {"claimed": figures.claimed, "done": figures.done, "failed": figures.failed}
+    if result.checked:
+        counts = {
+            "checked": figures.done + figures.unchanged + figures.failed,
+            "changed": figures.done,
+            "unchanged": figures.unchanged,
+            "not_checked": figures.failed,
+        }
     return {
         "model": result.model,
         "model_id": result.model_id,
         "run_id": result.run_id,
-        "counts": {"claimed": figures.claimed, "done": figures.done, "failed": figures.failed},
+        "refresh": result.checked,
+        "counts": counts,
+        "failed_by_reason": {
+            reason: count for reason, count in figures.failed_by_reason.items() if count
+        },
         "shards": result.shards,
         "waiting": result.waiting,
         "due_in_seconds": result.due_in_s,

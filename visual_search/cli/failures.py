@@ -22,6 +22,10 @@ def list_(
         str | None, typer.Option("--reason", metavar="REASON", help="Only for this reason.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
+    unchecked: Annotated[
+        bool,
+        typer.Option("--unchecked", help="Instead: vectors that the last refresh could not check."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List failed images, and waiting ones with the time of their next attempt.
@@ -31,6 +35,7 @@ def list_(
       vsearch failures list
       vsearch failures list --model resnet18 --reason not_found
       vsearch failures list --json | jq -r '.failures[].url'
+      vsearch failures list --unchecked --reason gone
     """
     from dataclasses import asdict, replace
 
@@ -46,7 +51,11 @@ def list_(
         failures = [
             replace(failure, image_key=redact_urls(failure.image_key))
             for failure in list_failures(
-                connection, model=model, reason=wanted.value if wanted else None, limit=limit
+                connection,
+                model=model,
+                reason=wanted.value if wanted else None,
+                limit=limit,
+                unchecked=unchecked,
             )
         ]
     if as_json:
@@ -55,6 +64,7 @@ def list_(
     if not failures:
         typer.echo("no failures")
         return
+    later = "next refresh" if unchecked else "never"
     typer.echo(
         table(
             ("model", "reason", "http", "attempts", "next attempt (UTC)", "url", "detail"),
@@ -64,7 +74,7 @@ def list_(
                     failure.reason,
                     failure.http_status,
                     failure.attempts,
-                    moment(failure.next_attempt_at) if failure.next_attempt_at else "never",
+                    moment(failure.next_attempt_at) if failure.next_attempt_at else later,
                     failure.url,
                     failure.detail,
                 )

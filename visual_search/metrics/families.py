@@ -55,9 +55,14 @@ def run_families(run: RunSample) -> Families:
             _counter("vsearch_images_claimed", "Images claimed.", labels, [((), figures.claimed)]),
             _counter(
                 "vsearch_images",
-                "Images by recorded outcome: done, or failed, for good or until another attempt.",
+                "Images by recorded outcome: done, unchanged if only checked, or failed, for good "
+                "or until another attempt.",
                 labels,
-                [(("done",), figures.done), (("failed",), figures.failed)],
+                [
+                    (("done",), figures.done),
+                    (("unchanged",), figures.unchanged),
+                    (("failed",), figures.failed),
+                ],
                 more=["outcome"],
             ),
             _counter(

@@ -16,7 +16,7 @@ from uuid import uuid4
 import structlog
 from sqlalchemy import Connection
 
-from visual_search import claim, failures, models, record, runs, status
+from visual_search import claim, failures, models, record, refresh, runs, status
 from visual_search.database.connection import Database
 from visual_search.database.schema import RunOutcome
 from visual_search.errors import ExitCode, InternalError, ModelError, RunError, StoppedError
@@ -28,15 +28,17 @@ from visual_search.models.registry import RegisteredModel
 from visual_search.models.runtimes import check_runtime
 from visual_search.models.spec import ModelPrecision, ModelSpec
 from visual_search.pipeline import quantise
+from visual_search.pipeline.checks import Checks, begin_checks, count_checks, finish_checks
 from visual_search.pipeline.signals import StopSignals
 from visual_search.progress import Progress
+from visual_search.refresh import Refresh
 from visual_search.runs import RunFigures
 from visual_search.settings import Settings
 from visual_search.shard import prepare_output
 from visual_search.storage import open_storage
 
 if TYPE_CHECKING:
-    from visual_search.pipeline.model_run import ModelRun
+    from visual_search.pipeline.model_run import ModelRun, ModelWork
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -56,14 +58,16 @@ class ModelResult:
     """How the work for one model ended.
 
     Attributes:
+        checked: Vectors were checked, instead of images embedded that have none.
         run_id: `None` where there was nothing to do, or no run could start.
-        waiting: Images that are pending but not due yet.
+        waiting: Images that are pending but not due yet; or vectors that are still to be checked.
         due_in_s: Seconds until the first of them is due.
         any_failed: Whether images, of this run or an earlier one, are failed now.
         error: The one sentence of what stopped it.
     """
 
     model: str
+    checked: bool = False
     model_id: str | None = None
     run_id: RunId | None = None
     figures: RunFigures = field(default_factory=RunFigures)
@@ -83,9 +87,13 @@ def extract(
     stop: StopSignals,
     limit: int | None = None,
     retry_failed: bool = False,
+    checks: Checks | None = None,
     on_result: Callable[[ModelResult], None] | None = None,
 ) -> list[ModelResult]:
     """Embed all images that lack a vector, each fetched once for all models that lack it.
+
+    With `checks`, ask instead for the pictures of the vectors that are there, and embed those again
+    that have changed.
 
     A model that fails does not keep another one from its work; a signal does.
 
@@ -96,6 +104,7 @@ def extract(
         stop: Tells when to drain.
         limit: Claim at most so many images for each model.
         retry_failed: Make each model's failed images pending first.
+        checks: Check vectors instead.
         on_result: Told of each model's result as soon as it is there.
 
     Returns:
@@ -117,7 +126,12 @@ def extract(
                 break
             with _bound({name: run_ids[name]}):
                 prepared = _prepare(
-                    database, settings, name, run_ids[name], retry_failed=retry_failed
+                    database,
+                    settings,
+                    name,
+                    run_ids[name],
+                    retry_failed=retry_failed,
+                    checks=checks,
                 )
             if isinstance(prepared, ModelResult):
                 note(prepared)
@@ -136,6 +150,7 @@ class _Ready:
     model: RegisteredModel
     run_id: RunId
     weights: Path | None
+    refresh: Refresh | None
 
 
 def _bound(run_ids: Mapping[str, RunId]) -> AbstractContextManager[None]:
@@ -147,7 +162,7 @@ def _bound(run_ids: Mapping[str, RunId]) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What `extract` would do for a model: how many images it could claim now.
+    """What `extract` would do for a model: how many images it could claim, or check, now.
 
     Attributes:
         model_id: `None` where the model would be quantised first.
@@ -158,13 +173,17 @@ class Plan:
     claimable: int
 
 
-def plan(database: Database, settings: Settings, name: str) -> Plan:
+def plan(
+    database: Database, settings: Settings, name: str, *, checks: Checks | None = None
+) -> Plan:
     """What `extract` would do for a model; nothing is changed, nothing loaded."""
     spec = resolve_model(database, settings, name)
     asked = settings.embed.precision != "auto"
 
     def step(connection: Connection) -> int | None:
         known = registry.admit(connection, spec, asked=asked)
+        if checks is not None:
+            return 0 if known is None else count_checks(connection, known, checks)
         return None if known is None else status.count_claimable(connection, known.model_key)
 
     claimable = database.run(step)
@@ -221,14 +240,23 @@ def _precision(database: Database, settings: Settings, name: str) -> ModelPrecis
 
 
 def _prepare(
-    database: Database, settings: Settings, name: str, run_id: RunId, *, retry_failed: bool
+    database: Database,
+    settings: Settings,
+    name: str,
+    run_id: RunId,
+    *,
+    retry_failed: bool,
+    checks: Checks | None,
 ) -> _Ready | ModelResult:
     """Register a model and get its weights; a result if it has nothing to do, or cannot."""
     try:
         asked = settings.embed.precision != "auto"
         spec = resolve_model(database, settings, name)
         storage = open_storage(settings.output_uri, settings.storage)
-        if database.run(lambda c: registry.admit(c, spec, asked=asked)) is None:
+        known = database.run(lambda c: registry.admit(c, spec, asked=asked))
+        if checks is not None and known is None:
+            return ModelResult(model=name, checked=True)
+        if known is None:
             # A model whose weights cannot be had is not registered.
             weights.obtain(spec, settings.weights, home=settings.home)
             # Another machine may have registered the name meanwhile, at its own fast precision.
@@ -238,17 +266,28 @@ def _prepare(
         model = database.run(lambda c: registry.register(c, spec, asked=asked))
         if retry_failed:
             database.run(lambda c: failures.retry_failed(c, model_key=model.model_key))
-        idle = _nothing_to_do(database, settings, model)
-        if idle is not None:
-            return idle
+        begun = None
+        if checks is not None:
+            begun = begin_checks(database, model, checks)
+            if begun is None:
+                return ModelResult(model=name, model_id=model.model_id, checked=True)
+        else:
+            idle = _nothing_to_do(database, settings, model)
+            if idle is not None:
+                return idle
         if spec.precision == "int8":
             path: Path | None = obtain_artefact(storage, spec, home=settings.home)
         else:
             path = weights.obtain(spec, settings.weights, home=settings.home)
         prepare_output(storage, database.run(record.catalogue_id))
     except RunError as error:
-        return ModelResult(model=name, exit_code=error.exit_code, error=str(error))
-    return _Ready(model=model, run_id=run_id, weights=path)
+        return ModelResult(
+            model=name,
+            checked=checks is not None,
+            exit_code=error.exit_code,
+            error=str(error),
+        )
+    return _Ready(model=model, run_id=run_id, weights=path, refresh=begun)
 
 
 def _nothing_to_do(
@@ -295,12 +334,18 @@ def _run(
     from visual_search.pipeline.run import Run  # noqa: PLC0415
 
     work = [
-        ModelWork(model=each.model, run_id=each.run_id, weights=each.weights, limit=limit)
+        ModelWork(
+            model=each.model,
+            run_id=each.run_id,
+            weights=each.weights,
+            limit=limit,
+            refresh=each.refresh,
+        )
         for each in ready
     ]
     images = 0
     for each in work:
-        claimable = database.run(lambda c, k=each.model.model_key: status.count_claimable(c, k))  # type: ignore[misc]
+        claimable = database.run(lambda c, each=each: _count_work(c, each))  # type: ignore[misc]
         database.run(
             lambda c, each=each: runs.start_run(  # type: ignore[misc]
                 c, run_id=each.run_id, model_key=each.model.model_key
@@ -339,6 +384,12 @@ def _run(
             raise part.error
 
 
+def _count_work(connection: Connection, work: "ModelWork") -> int:
+    if work.refresh is None:
+        return status.count_claimable(connection, work.model.model_key)
+    return refresh.count_outdated(connection, work.model.model_key, work.refresh)
+
+
 def _finished(
     database: Database, run: "ModelRun", error: RunError | None, stop: StopSignals
 ) -> ModelResult:
@@ -348,9 +399,12 @@ def _finished(
         error = StoppedError(
             f"stopped by a signal; finished work is recorded{trouble}", stop.exit_code
         )
+    elif error is None and run.refresh is not None:
+        finish_checks(database, run.model, run.refresh)
     _finish(database, run.run_id, run.figures(), error)
     return ModelResult(
         model=run.model.name,
+        checked=run.refresh is not None,
         model_id=run.model.model_id,
         run_id=run.run_id,
         figures=run.figures(),

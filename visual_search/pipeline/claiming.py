@@ -91,29 +91,24 @@ class Claimer:
         def step(connection: Connection) -> list[Outlook]:
             outlooks = []
             for run in self.running:
-                run.outlook = claim.look_out(connection, run.model.model_key)
+                run.outlook = run.ledger.look_out(connection)
                 outlooks.append(run.outlook)
             return outlooks
 
         return await self._database.run(step)
 
     async def count_waiting(self) -> None:
-        """Note for each running model how many images are pending."""
+        """Note for each running model how many images are left."""
 
         def step(connection: Connection) -> None:
             for run in self.running:
-                run.waiting = claim.count_pending(connection, run.model.model_key)
+                run.waiting = run.ledger.count_waiting(connection)
 
         await self._database.run(step)
 
     def _rescue(self, connection: Connection) -> int:
         return sum(
-            claim.rescue_images(
-                connection,
-                run.model.model_key,
-                lease_s=self._settings.lease_s,
-                own_run=run.run_id,
-            )
+            run.ledger.rescue(connection, lease_s=self._settings.lease_s, own_run=run.run_id)
             for run in self.running
         )
 
@@ -128,7 +123,7 @@ class Claimer:
     async def _claim_led_by(self, leader: ModelRun, suspicion: Suspicion) -> list[WantedImage]:
         while True:
             try:
-                claims, were_due = await self._claim_once(leader, suspicion)
+                claims, more = await self._claim_once(leader, suspicion)
             except _LeaseLostError as lost:
                 with lost.run.bound():
                     log.warning("lease_lost")
@@ -136,15 +131,13 @@ class Claimer:
                 continue
             if claims:
                 return self._count(claims)
-            # Behind images whose hosts are paused there may be others, as behind what is not
-            # seeded.
-            if not were_due and (suspicion is not Suspicion.NONE or not await self._seed(leader)):
+            if not more and (suspicion is not Suspicion.NONE or not await self._seed(leader)):
                 return []
 
     async def _claim_once(
         self, leader: ModelRun, suspicion: Suspicion
     ) -> tuple[dict[_Lease, list[ClaimedImage]], bool]:
-        """What each model got that got anything; and whether anything of the leader's was due."""
+        """What each model got that got anything; and whether to look again if none did."""
         others = [run for run in self.running if run is not leader and run.left != 0]
         first, *leases = [
             _Lease(
@@ -159,29 +152,20 @@ class Claimer:
         def step(connection: Connection) -> tuple[dict[_Lease, list[ClaimedImage]], bool]:
             self._rescue(connection)
             with self._claiming_under(connection, first) as led:
-                due = claim.claim_images(
-                    connection,
-                    token=first.token,
-                    model_key=leader.model.model_key,
-                    rows=rows,
-                    suspicion=suspicion,
-                    place=leader.place if suspicion is Suspicion.NONE else None,
+                images, more = leader.ledger.claim(
+                    connection, token=first.token, rows=rows, suspicion=suspicion
                 )
-                led.extend(claim.release_paused(connection, token=first.token, images=due))
+                led.extend(images)
             claims = {first: led}
             for lease in leases if led else []:
                 with self._claiming_under(connection, lease) as along:
                     along.extend(
-                        claim.claim_along(
-                            connection,
-                            token=lease.token,
-                            model_key=lease.run.model.model_key,
-                            images=led,
-                            suspicion=suspicion,
+                        lease.run.ledger.claim_along(
+                            connection, token=lease.token, images=led, suspicion=suspicion
                         )
                     )
                 claims[lease] = along
-            return {lease: images for lease, images in claims.items() if images}, bool(due)
+            return {lease: images for lease, images in claims.items() if images}, more
 
         return await self._database.run(step)
 
@@ -197,6 +181,7 @@ class Claimer:
                 model_key=lease.run.model.model_key,
                 run_id=lease.run.run_id,
                 lease_s=self._settings.lease_s,
+                checking=lease.run.ledger.checking,
             )
         images: list[ClaimedImage] = []
         try:
@@ -208,7 +193,9 @@ class Claimer:
 
     def _room(self, run: ModelRun) -> int:
         """How many images the model may claim for its current shard."""
-        room = self._settings.shard_rows - (run.current.claimed if run.current else 0)
+        room = self._settings.shard_rows
+        if run.current is not None:
+            room -= run.current.claimed - run.current.unchanged
         return room if run.left is None else min(room, run.left)
 
     def _count(self, claims: Mapping[_Lease, Sequence[ClaimedImage]]) -> list[WantedImage]:
@@ -225,7 +212,7 @@ class Claimer:
             run.claimed += len(images)
             if run.left is not None:
                 run.left -= len(images)
-            if shard.claimed >= self._settings.shard_rows:
+            if shard.claimed - shard.unchanged >= self._settings.shard_rows:
                 run.close_shard()
             for image in images:
                 wanted.setdefault(image.image_id, []).append((run, image))
@@ -233,12 +220,8 @@ class Claimer:
 
     async def _seed(self, leader: ModelRun) -> int:
         """Make more images pending for a model, and for those that know no more than it now."""
-        seeded = await self._database.run(
-            lambda connection: claim.seed_images(connection, leader.model.model_key)
-        )
+        seeded = await self._database.run(leader.ledger.seed)
         if seeded:
             for run in takewhile(lambda run: run is not leader, await self._by_progress()):
-                await self._database.run(
-                    lambda connection, run=run: claim.seed_images(connection, run.model.model_key)  # type: ignore[misc]
-                )
+                await self._database.run(run.ledger.seed)
         return seeded

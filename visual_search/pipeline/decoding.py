@@ -71,6 +71,7 @@ class Decoding:
                     image=image,
                     tensor=tensors[run.model.spec.preprocessing],
                     content_sha256=download.content_sha256,
+                    validators=download.validators,
                     width=width,
                     height=height,
                 )

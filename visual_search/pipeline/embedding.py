@@ -136,6 +136,7 @@ class Embedding:
                 image=picture.image,
                 vector=vector,
                 content_sha256=picture.content_sha256,
+                validators=picture.validators,
                 width=picture.width,
                 height=picture.height,
             )

@@ -22,8 +22,9 @@ class FailureRate:
     of dead links is an honest result, a dead network is not.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, *, checking: bool = False) -> None:
         self._limit = limit
+        self._stays = "their vectors stay" if checking else "they stay pending"
         self._images = 0
         self._failures: Counter[str] = Counter()
         self._hosts: set[str] = set()
@@ -31,6 +32,10 @@ class FailureRate:
 
     def embedded(self, _image: ClaimedImage) -> None:
         """Count a vector."""
+        self._images += 1
+
+    def unchanged(self) -> None:
+        """Count a vector that was found to be up to date."""
         self._images += 1
 
     def failed(self, failure: FailedImage) -> None:
@@ -75,6 +80,6 @@ class FailureRate:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self._failures.most_common())
         return FailureRateError(
             f"{verb}: {self._failures.total()} of {self._images} images failed for reasons of "
-            f"network or server ({reasons}), limit {self._limit:.0%}; they stay pending. "
+            f"network or server ({reasons}), limit {self._limit:.0%}; {self._stays}. "
             "`vsearch failures list` shows them, `vsearch doctor` checks the network"
         )

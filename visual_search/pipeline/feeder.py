@@ -12,7 +12,14 @@ from visual_search.claim import Suspicion
 from visual_search.database.connection import Database
 from visual_search.download import BodyBudget, Downloader
 from visual_search.errors import HostPausedError, ImageError
-from visual_search.images import Download, FailedImage, PostponedImage
+from visual_search.images import (
+    ClaimedImage,
+    Download,
+    FailedImage,
+    PostponedImage,
+    UnchangedImage,
+    Version,
+)
 from visual_search.pipeline.background import BackgroundDatabase
 from visual_search.pipeline.claiming import Claimer
 from visual_search.pipeline.core_time import RunCoreTime
@@ -282,7 +289,9 @@ class Feeder:
 
     async def _fetch(self, downloader: Downloader, wanted: WantedImage) -> None:
         try:
-            download = await downloader.fetch(wanted.url, wanted.count_bytes)
+            download = await downloader.fetch(
+                wanted.url, wanted.count_bytes, known=wanted.validators
+            )
         except ImageError as error:
             jitter = random()  # noqa: S311 - spreads load, keeps no secret
             for run, image in wanted.claims:
@@ -302,7 +311,31 @@ class Feeder:
         except asyncio.CancelledError:
             _give_back(wanted)
         else:
-            self._on_body(wanted, download)
+            outdated = _settle_unchanged(wanted, download)
+            if download is not None:
+                if outdated:
+                    self._on_body(WantedImage(claims=outdated), download)
+                else:
+                    self._bodies.give_back(len(download.body))
+
+
+def _settle_unchanged(
+    wanted: WantedImage, download: Download | None
+) -> tuple[tuple[ModelRun, ClaimedImage], ...]:
+    """Tell the models whose vectors were made of the same bytes; the claims of the others."""
+    outdated = []
+    for run, image in wanted.claims:
+        version = image.version
+        if download is not None:
+            if version is None or version.content_sha256 != download.content_sha256:
+                outdated.append((run, image))
+                continue
+            version = Version(
+                content_sha256=download.content_sha256, validators=download.validators
+            )
+        if version is not None:
+            run.recorder.put(UnchangedImage(image=image, version=version))
+    return tuple(outdated)
 
 
 def _give_back(wanted: WantedImage) -> None:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from visual_search.claim import Outlook, Place
+from visual_search.claim import Outlook
 from visual_search.database.connection import Database
-from visual_search.images import ClaimedImage, RunId
+from visual_search.images import ClaimedImage, RunId, Validators
 from visual_search.models.registry import RegisteredModel
+from visual_search.pipeline.checking import Checking
 from visual_search.pipeline.core_time import CoreTime
 from visual_search.pipeline.failure_rate import FailureRate
+from visual_search.pipeline.ledger import Extraction, Ledger
 from visual_search.pipeline.recorder import OpenShard, Recorder
+from visual_search.refresh import Refresh
 from visual_search.runs import RunFigures
 from visual_search.settings import ExtractSettings
 from visual_search.storage import Storage
@@ -33,28 +36,31 @@ class ModelWork:
         run_id: One row of `runs`.
         weights: The file, already checked; `None` where the model needs none.
         limit: Claim at most so many images.
+        refresh: Which vectors to check; `None`: images that have none are to be embedded.
     """
 
     model: RegisteredModel
     run_id: RunId
     weights: Path | None
     limit: int | None
+    refresh: Refresh | None = None
 
 
 class ModelRun:
     """One model's part in a run.
 
     Attributes:
+        refresh: Which vectors it checks, if it does.
+        ledger: Where its images come from, and where outcomes go.
         recorder: Takes the outcome of every image that was claimed for the model.
         cut: Set when what is not embedded yet is to be given back.
         error: What stopped the model, if anything did; the run may go on with others.
         current: The shard for which images are claimed. This, what follows and
             `close_shard` are the feeder's.
         open_shards: How many are not recorded yet.
-        place: In the model's queue.
         left: How many images may still be claimed; `None`: all.
         outlook: What was left for later when nothing more could be claimed.
-        waiting: How many images were pending then.
+        waiting: How many images were left then.
         downloaded_bytes: The model's part of what arrived; the feeder's, too.
     """
 
@@ -73,14 +79,14 @@ class ModelRun:
         self.model = work.model
         self.run_id = work.run_id
         self.weights = work.weights
+        self.refresh = work.refresh
         self.core_time = core_time
-        self.rate = FailureRate(settings.max_failure_rate)
+        self.rate = FailureRate(settings.max_failure_rate, checking=work.refresh is not None)
         self.steady = SteadyRate()
         self.cut = threading.Event()
         self.error: BaseException | None = None
         self.current: OpenShard | None = None
         self.open_shards = 0
-        self.place = Place()
         self.claimed = 0
         self.left = work.limit
         self.outlook: Outlook | None = None
@@ -89,10 +95,16 @@ class ModelRun:
         self._settled = 0
         self._on_settled = on_settled
         self._on_failed = on_failed
+        self.ledger: Ledger = (
+            Extraction(work.model.model_key, settings)
+            if work.refresh is None
+            else Checking(work.model.model_key, work.refresh)
+        )
         self.recorder = Recorder(
             database,
             work.model,
             storage,
+            self.ledger,
             run_id=work.run_id,
             settings=settings,
             core_time=core_time,
@@ -120,6 +132,7 @@ class ModelRun:
         return RunFigures(
             claimed=self.claimed,
             done=self.recorder.done,
+            unchanged=self.recorder.unchanged,
             failed=self.recorder.failed,
             images_per_second=self.steady.images_per_second,
             core_seconds_per_stage=self.core_time.per_stage(),
@@ -153,6 +166,21 @@ class WantedImage:
         """Where it is."""
         return self.claims[0][1].url
 
+    @property
+    def validators(self) -> Validators | None:
+        """To ask with whether it has changed since the vectors of all these models were made.
+
+        `None`: at least one has none, or they were made of different versions; then the content
+        tells which of them are out of date.
+        """
+        versions = [image.version for _, image in self.claims]
+        first = versions[0]
+        if first is None or any(
+            each is None or each.content_sha256 != first.content_sha256 for each in versions
+        ):
+            return None
+        return next((each.validators for each in versions if each and each.validators), None)
+
     def count_bytes(self, size: int) -> None:
         """So many bytes arrived of it, or of what was in its place."""
         for run, _ in self.claims:
@@ -178,6 +206,7 @@ class Picture:
     image: ClaimedImage
     tensor: "Tensor"
     content_sha256: bytes
+    validators: Validators | None
     width: int
     height: int
 

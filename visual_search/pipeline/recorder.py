@@ -24,11 +24,13 @@ from visual_search.images import (
     PostponedImage,
     RunId,
     ShardId,
+    UnchangedImage,
     WrittenShard,
 )
 from visual_search.models.registry import RegisteredModel
 from visual_search.pipeline.core_time import CoreTime
 from visual_search.pipeline.failure_rate import FailureRate
+from visual_search.pipeline.ledger import Ledger, WithoutVector
 from visual_search.settings import ExtractSettings
 from visual_search.shard import ShardWriter
 from visual_search.storage import Storage
@@ -41,7 +43,7 @@ _TICK_S: Final = 0.5
 _OUTCOMES_AT_ONCE: Final = 500
 
 
-Outcome = EmbeddedImage | FailedImage | PostponedImage | ClaimedImage
+Outcome = EmbeddedImage | UnchangedImage | FailedImage | PostponedImage | ClaimedImage
 """What became of a claimed image; a bare claim is given back without a result."""
 
 
@@ -49,7 +51,8 @@ Outcome = EmbeddedImage | FailedImage | PostponedImage | ClaimedImage
 class OpenShard:
     """One lease, the claims under it, and the shard that their vectors fill.
 
-    `claimed` and `closed` are the feeder's to set, all else is the recorder's.
+    `claimed` and `closed` are the feeder's to set, all else is the recorder's. Claims that turned
+    out `unchanged` take no room in the shard.
     """
 
     token: LeaseToken
@@ -57,10 +60,10 @@ class OpenShard:
     claimed: int = 0
     closed: bool = False
     settled: int = 0
+    unchanged: int = 0
     writer: ShardWriter | None = None
     rows: list[record.RecordedRow] = field(default_factory=list)
-    failures: list[FailedImage] = field(default_factory=list)
-    postponed: list[PostponedImage] = field(default_factory=list)
+    waiting: WithoutVector = field(default_factory=WithoutVector)
 
 
 def _bound(
@@ -91,6 +94,7 @@ class Recorder:
         database: Database,
         model: RegisteredModel,
         storage: Storage,
+        ledger: Ledger,
         *,
         run_id: RunId,
         settings: ExtractSettings,
@@ -103,6 +107,7 @@ class Recorder:
         self._database = database
         self._model = model
         self._storage = storage
+        self._ledger = ledger
         self._run_id = run_id
         self._settings = settings
         self._core_time = core_time
@@ -116,6 +121,7 @@ class Recorder:
         self._stopping = False
         self.runtime = ""
         self.done = 0
+        self.unchanged = 0
         self.failed = 0
         self.failed_by_reason = dict.fromkeys(FailureReason, 0)
         self.shards = 0
@@ -201,12 +207,16 @@ class Recorder:
         if isinstance(outcome, EmbeddedImage):
             self._rate.embedded(image)
             self._write(shard, outcome)
+        elif isinstance(outcome, UnchangedImage):
+            shard.unchanged += 1
+            shard.waiting.unchanged.append(outcome)
+            self._rate.unchanged()
         elif isinstance(outcome, FailedImage):
-            shard.failures.append(outcome)
+            shard.waiting.failures.append(outcome)
             self._rate.failed(outcome)
         elif isinstance(outcome, PostponedImage):
-            shard.postponed.append(outcome)
-        if len(shard.failures) + len(shard.postponed) >= _OUTCOMES_AT_ONCE:
+            shard.waiting.postponed.append(outcome)
+        if len(shard.waiting) >= _OUTCOMES_AT_ONCE:
             self._record_without_vector(shard)
         shard.settled += 1
         self._close_if_complete(shard)
@@ -228,6 +238,7 @@ class Recorder:
                 image_id=image.image.image_id,
                 row_in_shard=position,
                 content_sha256=image.content_sha256,
+                validators=image.validators,
             )
         )
 
@@ -258,8 +269,9 @@ class Recorder:
 
     @_bound
     def _record_without_vector(self, shard: OpenShard) -> None:
-        """Record failed and postponed images at once; they need not wait for the shard's end."""
-        if not shard.failures and not shard.postponed:
+        """Record what brings no vector at once; it need not wait for the shard's end."""
+        outcomes = shard.waiting
+        if not outcomes:
             return
 
         tries: list[str] = []
@@ -271,31 +283,18 @@ class Recorder:
                 # Some of the images may even have been claimed again, under the same lease.
                 return
             tries.append(record.transaction_id(connection))
-            record.postpone_images(
-                connection,
-                token=shard.token,
-                model_key=self._model.model_key,
-                postponed=shard.postponed,
-            )
-            record.record_failures(
-                connection,
-                token=shard.token,
-                model_key=self._model.model_key,
-                failures=shard.failures,
-                max_attempts=self._settings.max_attempts,
-                backoff_s=self._settings.backoff_s,
-            )
+            self._ledger.record(connection, token=shard.token, outcomes=outcomes)
 
         try:
             self._in_database(step)
         except FencedError as error:
             self._fence(shard, error)
         else:
-            self.failed += len(shard.failures)
-            for failure in shard.failures:
+            self.unchanged += len(outcomes.unchanged)
+            self.failed += len(outcomes.failures)
+            for failure in outcomes.failures:
                 self.failed_by_reason[failure.reason] += 1
-        shard.failures.clear()
-        shard.postponed.clear()
+        outcomes.clear()
 
     def _close_if_complete(self, shard: OpenShard) -> None:
         if shard.closed and shard.settled == shard.claimed and shard.token in self._open:
@@ -342,14 +341,7 @@ class Recorder:
                 return
             if state is not ShardState.WRITING:
                 raise FencedError(f"shard {written.shard_id} is {state or 'gone'}")
-            claim.lock_lease(connection, shard.token)
-            record.commit_shard(
-                connection,
-                token=shard.token,
-                model_key=self._model.model_key,
-                shard=written,
-                rows=shard.rows,
-            )
+            self._ledger.commit(connection, token=shard.token, shard=written, rows=shard.rows)
             claim.close_lease(connection, shard.token)
 
         return step

@@ -176,7 +176,7 @@ class Run:
             for thread in threads:
                 thread.join(_POLL_S)
             self._progress.show(
-                sum(run.steady.images for run in self.models),
+                sum(run.steady.images + run.recorder.unchanged for run in self.models),
                 sum(run.recorder.failed for run in self.models),
             )
             if self._stop.exit_code is not None:
