@@ -6,7 +6,7 @@ A done row may be claimed, too, by a worker that checks it; it counts meanwhile.
 from alembic import op
 
 revision = "0005"
-down_revision = "0002"
+down_revision = "0004"
 
 
 def upgrade() -> None:
