@@ -18,6 +18,7 @@ def small(rows: int) -> SmallShard:
         model_id="tiny-1",
         uri="file:///nowhere",
         rows=max(rows, 1),
+        removed_rows=0,
         bytes=1,
         sha256="00",
         created_at=datetime.now(UTC),

@@ -33,7 +33,8 @@ def small_shards(connection: Connection, model_key: ModelKey, *, below: int) -> 
     """
     rows = connection.execute(
         text("""
-            SELECT s.shard_id, m.name, m.model_id, s.uri, s.rows, s.bytes, s.sha256, s.created_at,
+            SELECT s.shard_id, m.name, m.model_id, s.uri, s.rows, s.removed_rows, s.bytes, s.sha256,
+                   s.created_at,
                    s.rows - s.removed_rows AS counting
             FROM shards s
             JOIN models m USING (model_key)
@@ -54,6 +55,7 @@ def small_shards(connection: Connection, model_key: ModelKey, *, below: int) -> 
                 model_id=row.model_id,
                 uri=row.uri,
                 rows=row.rows,
+                removed_rows=row.removed_rows,
                 bytes=row.bytes,
                 sha256=row.sha256,
                 created_at=row.created_at,

@@ -70,7 +70,6 @@ def export(
     destination = Destination(to, format_)
     try:
         destination.claim(catalogue_id=database.run(catalogue_id), model_id=model.model_id)
-        held = database.run(lambda connection: find_held(connection, model))
         there = set() if fresh else destination.parts()
         written: set[Part] = set()
         current: set[Part] = set()

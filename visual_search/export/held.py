@@ -72,6 +72,7 @@ def find_held(connection: Connection, model: RegisteredModel) -> Held:
             model_id=model.model_id,
             uri=row.uri,
             rows=row.rows,
+            removed_rows=row.removed_rows,
             bytes=row.bytes,
             sha256=row.sha256,
             created_at=row.created_at,
