@@ -158,16 +158,21 @@ def test_failures_whose_images_are_gone_meanwhile_have_no_hosts() -> None:
 def test_a_model_at_100_percent_has_nothing_left_to_do() -> None:
     text = said(overview(models=(facts(done("resnet18")),), failures=()))
     assert "1,000,000 of 1,000,000 images have a vector" in text
-    assert "Still to do 0" in text
+    assert "Still to do 0 all is done" in text
+    assert "Failed for good 0 0 % of 1,000,000" in text
     assert "Failures by" not in text
 
 
 def test_a_run_that_still_lives_or_died_has_no_end() -> None:
     living = run(finished_at=None, outcome=None)
     text = said(
-        overview(runs=(living,), models=(facts(replace(status(), last_run=living, workers=0)),))
+        overview(
+            runs=(living,),
+            models=(facts(replace(status(), last_run=living, workers=0, eta_seconds=None)),),
+        )
     )
     assert "last gave a sign of life 1 h 10 min ago" in text
+    assert "Still to do 80,000 due now" in text
     assert text.count("no end recorded") == 2
 
 

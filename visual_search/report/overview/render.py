@@ -71,12 +71,12 @@ begins, <code>vsearch models list</code> names the models.</p>"""
         Tile(
             label="Still to do",
             value=headline(left),
-            note=f"about {duration(slowest)}" if slowest and left else "due now",
+            note=_until_done(left, slowest),
         ),
         Tile(
             label="Failed for good",
             value=headline(failed),
-            note="reasons below",
+            note=f"{percent(failed, total)} of {headline(total)}",
             kind="failed" if failed else "",
         ),
         Tile(
@@ -100,6 +100,12 @@ begins, <code>vsearch models list</code> names the models.</p>"""
 <h1>{what}</h1>
 <p class="lead">{_lead(content)}</p>
 {tiles(numbers, done=done, failed=failed, waiting=waiting, left=left)}"""
+
+
+def _until_done(left: int, seconds: float | None) -> str:
+    if not left:
+        return "all is done"
+    return "due now" if seconds is None else f"about {duration(seconds)}"
 
 
 def _lead(content: Overview) -> str:
