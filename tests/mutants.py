@@ -197,14 +197,14 @@ MUTANTS = (
                   AND status = 'done' AND lease_token IS NULL""",
         new="""image_id <= :last
                   AND status = 'done'""",
-        tests=(_TEST_REFRESH,),
+        tests=(f"{_TEST_REFRESH}::test_nobody_else_claims_what_is_being_checked",),
     ),
     Mutant(
         name="a sweep ends though something was given back behind it",
         path=_OUTDATED,
         old="sweep.start, False, not sweep.fruitful",
         new="sweep.start, False, True",
-        tests=(_TEST_REFRESH,),
+        tests=(f"{_TEST_REFRESH}::test_what_was_given_back_behind_a_sweep_is_found_by_the_next",),
     ),
     Mutant(
         name="a pass is complete while somebody still checks",
@@ -213,14 +213,14 @@ MUTANTS = (
                 WHERE model_key = :model_key""",
         new="""SELECT FROM extractions
                 WHERE lease_token IS NULL AND model_key = :model_key""",
-        tests=(_TEST_REFRESH,),
+        tests=(f"{_TEST_REFRESH}::test_a_pass_is_kept_until_it_is_complete",),
     ),
     Mutant(
         name="shards do not learn that a vector of theirs was replaced",
         path=_RECORDING,
         old="SET removed_rows = s.removed_rows + old.rows",
         new="SET removed_rows = s.removed_rows",
-        tests=(_TEST_REFRESH,),
+        tests=(f"{_TEST_REFRESH}::test_new_vectors_take_the_place_of_old_ones_in_one_step",),
     ),
     Mutant(
         name="a vector is replaced under a lease that is not held",
@@ -238,7 +238,9 @@ MUTANTS = (
                         CAST(:modified_s AS bigint[]), CAST(:validators_urls AS bytea[]))
                  AS r (image_id, row_in_shard, content_sha256, etag, modified_s, validators_url)
             WHERE e.model_key = :model_key AND e.image_id = r.image_id""",
-        tests=(_TEST_REFRESH,),
+        tests=(
+            f"{_TEST_REFRESH}::test_images_of_a_shard_discarded_meanwhile_are_embedded_by_the_next_run",
+        ),
     ),
     Mutant(
         name="a removal does not wait for checks",

@@ -24,7 +24,8 @@ from tests.end_to_end.test_export import export_to
 from tests.end_to_end.workplace import TINY, Workplace, jpeg
 from tests.shards import vectors_of
 from visual_search import pipeline
-from visual_search.errors import ExitCode
+from visual_search.cli.extract import _checks, _document
+from visual_search.errors import ExitCode, SettingsError
 from visual_search.export.parts import read_part
 from visual_search.failures import list_failures
 from visual_search.pipeline import ModelResult
@@ -559,31 +560,30 @@ def test_the_command_says_what_it_did_and_would_do(shelf: Shelf) -> None:
     place.extract()
     shelf.put(1, jpeg(101))
     shelf.meets = lambda number: web.Response(status=404) if number == 4 else None
-    command = ("extract", "--model", "tiny", "--refresh")
-    (would,) = json.loads(place.vsearch(*command, "--dry-run", "--json").out)["plans"]
-    assert would["to_check"] == 5
-    done = place.vsearch(*command)
+    would = pipeline.plan(place.database, place.settings(), "tiny", checks=Checks())
+    assert would.claimable == 5
+    done = place.vsearch("extract", "--model", "tiny", "--refresh")
     assert done.out == (
         "tiny: refreshed: 5 checked, 1 changed, 3 unchanged, 1 could not be checked (1 not_found)\n"
     )
-    (document,) = json.loads(place.vsearch(*command, "--json").out)["results"]
+    later = place.vsearch("extract", "--model", "tiny", "--refresh", "--older-than", "1d")
+    assert (later.code, later.out) == (0, "tiny: nothing to check\n")
+    document = _document(check(place)[0])
     assert document["refresh"] is True
     assert document["counts"] == {"checked": 5, "changed": 0, "unchanged": 4, "not_checked": 1}
     assert document["failed_by_reason"] == {"not_found": 1}
-    later = place.vsearch(*command, "--older-than", "1d")
-    assert (later.code, later.out) == (0, "tiny: nothing to check\n")
+
+
+def test_a_wrong_option_is_refused(place: Workplace) -> None:
+    done = place.vsearch("extract", "--model", "tiny", "--older-than", "7d")
+    assert done.code == ExitCode.USAGE
+    assert "--older-than is for --refresh" in done.err
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--older-than", "7d"), "--older-than is for --refresh"),
-        (("--refresh", "--older-than", "soon"), "such as 7d"),
-        (("--refresh", "--older-than", "7"), "such as 7d"),
-        (("--refresh", "--retry-failed"), "run them apart"),
-    ],
+    ("older_than", "retry_failed", "words"),
+    [("soon", False, "such as 7d"), ("7", False, "such as 7d"), (None, True, "run them apart")],
 )
-def test_wrong_options_are_refused(place: Workplace, options: tuple[str, ...], words: str) -> None:
-    done = place.vsearch("extract", "--model", "tiny", *options)
-    assert done.code == ExitCode.USAGE
-    assert words in done.err
+def test_so_are_others(older_than: str | None, retry_failed: bool, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        _checks(older_than, refresh=True, retry_failed=retry_failed)
