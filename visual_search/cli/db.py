@@ -1,5 +1,7 @@
 """`vsearch db`: the schema, and the embedded server."""
 
+from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -76,3 +78,73 @@ def stop(
         raise SettingsError("VSEARCH_DATABASE_URL names a server that vsearch does not run")
     stopped = embedded.stop(cli.settings.home, force=force)
     typer.echo("stopped" if stopped else "nothing was running")
+
+
+@app.command()
+def backup(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; nothing is replaced.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write the embedded database to a file, as it is at this moment; runs go on meanwhile.
+
+    \b
+    Examples:
+      vsearch db backup catalogue.backup
+      vsearch db backup "/mnt/backups/$(date +%F).backup"
+
+    \b
+    The file is there when it is whole and was read back; only its owner may read it. Vectors are
+    not in it: copy the output, too. A database of your own is backed up by its own tools.
+    """
+    from visual_search.database import embedded
+
+    cli: CliContext = context.obj
+    settings = cli.settings
+    if settings.database_url is not None:
+        raise SettingsError(
+            "VSEARCH_DATABASE_URL names a server that vsearch does not run; back it up with "
+            f"`pg_dump --format=custom --schema={settings.database.schema_name} "
+            f'--file={quote(str(file))} "$VSEARCH_DATABASE_URL"`'
+        )
+    revision = embedded.back_up(settings.home, file, schema=settings.database.schema_name)
+    size = file.stat().st_size
+    if as_json:
+        echo_json({"file": file.absolute(), "bytes": size, "schema": revision})
+    else:
+        typer.echo(f"{file}: {size:,} bytes, schema {revision}")
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `db backup` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make the embedded database from a backup, in a home that has none.
+
+    \b
+    Examples:
+      VSEARCH_HOME=/data/restored vsearch db restore catalogue.backup
+
+    \b
+    Until all of it is there, the home has no catalogue. Look at the vectors next: `vsearch shards
+    verify` names those that the backup knows and that are gone.
+    """
+    from visual_search.database import embedded, migrate
+
+    cli: CliContext = context.obj
+    settings = cli.settings
+    if settings.database_url is not None:
+        raise SettingsError(
+            "VSEARCH_DATABASE_URL names a server that vsearch does not run; restore into it with "
+            '`pg_restore --single-transaction --no-owner --dbname="$VSEARCH_DATABASE_URL" '
+            f"{quote(str(file))}`"
+        )
+    revision = embedded.restore(settings.home, file, schema=settings.database.schema_name)
+    home, head = settings.home.absolute(), migrate.head()
+    if as_json:
+        echo_json({"home": home, "schema": revision, "head": head})
+        return
+    advice = "" if revision == head else f"; `vsearch db upgrade` brings it to {head}"
+    typer.echo(f"restored the catalogue of {home}, schema {revision}{advice}")

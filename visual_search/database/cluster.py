@@ -5,8 +5,9 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
@@ -126,19 +127,27 @@ def find(home: Path) -> Cluster:
         )
     _check_path(folder)
     _check_version(folder)
-    if os.geteuid() != 0:
-        return Cluster(folder=folder, binaries=programs.binaries(None), user=None)
-    user = ServerUser(name=name, uid=owner.st_uid, gid=owner.st_gid)
-    if closed := programs.closed_above(folder, user):
+    cluster = _at(folder)
+    if cluster.user and (closed := programs.closed_above(folder, cluster.user)):
         raise UsageError(
             f"the user {name}, who runs the database {folder}, cannot enter {closed}; "
             f"`chmod o+x {closed}` lets them pass"
         )
-    return Cluster(folder=folder, binaries=programs.binaries(user), user=user)
+    return cluster
 
 
-def make(home: Path) -> None:
+def find_unfinished(home: Path) -> list[Cluster]:
+    """Those of `home` whose making was cut off; a server may still run on one."""
+    places = (link(home.resolve()), _elsewhere(home))
+    return [_at(folder) for place in places for folder in programs.left_over(place)]
+
+
+def make(home: Path, *, fill: Callable[[Cluster], None] | None = None) -> None:
     """Make the cluster of `home`; the caller holds the start lock.
+
+    Args:
+        home: It has none.
+        fill: Called with the new cluster before it is that of `home`; it stops what it starts.
 
     Raises:
         UsageError: It cannot be made here.
@@ -164,7 +173,11 @@ def make(home: Path) -> None:
     with programs.unfinished(place) as folder:
         if user:
             os.chown(folder, user.uid, user.gid)
-        _initialise(Cluster(folder=folder, binaries=programs.binaries(user), user=user))
+        cluster = Cluster(folder=folder, binaries=programs.binaries(user), user=user)
+        _initialise(cluster)
+        if fill:
+            _check_path(folder)
+            fill(cluster)
     _sync(place.parent)
     if place.parent != home.resolve():
         link(home).symlink_to(place)
@@ -212,9 +225,23 @@ def _initialise(cluster: Cluster) -> None:
 def _place_elsewhere(home: Path) -> Path:
     """A name that no cluster has: the home of one found there may only have been moved."""
     ELSEWHERE.mkdir(mode=0o755, parents=True, exist_ok=True)
-    digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    names = (f"{digest}-{number}" if number > 1 else digest for number in count(1))
-    return next(place for name in names if not (place := ELSEWHERE / name).exists())
+    first = _elsewhere(home)
+    others = (first.with_name(f"{first.name}-{number}") for number in count(2))
+    return next(place for place in chain([first], others) if not place.exists())
+
+
+def _elsewhere(home: Path) -> Path:
+    return ELSEWHERE / hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+
+
+def _at(folder: Path) -> Cluster:
+    """The cluster of a data folder, run by whom the folder belongs to."""
+    user = None
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        name = programs.user_name(owner.st_uid)
+        user = ServerUser(name=name, uid=owner.st_uid, gid=owner.st_gid)
+    return Cluster(folder=folder, binaries=programs.binaries(user), user=user)
 
 
 def _let_pass(home: Path) -> None:

@@ -18,13 +18,13 @@ from pathlib import Path
 import structlog
 from sqlalchemy.engine import URL
 
+from visual_search.database import archive, restored, server
 from visual_search.database import cluster as clusters
-from visual_search.database import server
 from visual_search.database.cluster import Cluster, exists
 from visual_search.database.filelock import FileLock
 from visual_search.errors import RunError, StorageError, UsageError
 
-__all__ = ["exists", "remove", "running", "stop"]
+__all__ = ["back_up", "exists", "remove", "restore", "running", "stop"]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -51,6 +51,7 @@ def running(home: Path, *, create: bool) -> Iterator[URL]:
         cluster = None
         try:
             if create and not exists(home):
+                _stop_unfinished(home)
                 clusters.make(home)
             cluster = clusters.find(home)
             server.bring_up(cluster)
@@ -77,6 +78,53 @@ def stop(home: Path, *, force: bool = False) -> bool:
         if not force:
             _check_unused(home)
         return server.shut_down(clusters.find(home))
+
+
+def back_up(home: Path, file: Path, *, schema: str) -> str:
+    """Write a backup of the database of `home`; whoever works with it goes on.
+
+    Returns:
+        The revision of its schema.
+
+    Raises:
+        NoCatalogueError: There is no database.
+        UsageError: There is a file of this name, or none can be made.
+        StorageError: The disk is full.
+        DatabaseGoneError: The server does not come up, or went away.
+    """
+    home = home.absolute()
+    with running(home, create=False):
+        return archive.write(clusters.find(home), file.absolute(), schema=schema)
+
+
+def restore(home: Path, file: Path, *, schema: str) -> str:
+    """Make the database of `home` from a backup; `home` has one only once all is there.
+
+    Returns:
+        The revision of its schema.
+
+    Raises:
+        UsageError: `home` has a database, or this is no backup, or it is damaged.
+        SchemaError: The backup was made by a newer vsearch.
+        StorageError: The disk is full.
+    """
+    home, file = home.absolute(), file.absolute()
+    _check_no_catalogue(home)
+    revision = archive.check(file, schema=schema)
+
+    def fill(cluster: Cluster) -> None:
+        try:
+            server.bring_up(cluster)
+            archive.load(cluster, file)
+            restored.settle(_url(cluster), schema=schema)
+        finally:
+            server.shut_down(cluster)
+
+    with _alone(home):
+        _check_no_catalogue(home)  # somebody may have made one meanwhile
+        _stop_unfinished(home)
+        clusters.make(home, fill=fill)
+    return revision
 
 
 def remove(home: Path) -> None:
@@ -116,6 +164,20 @@ def _alone(home: Path) -> Iterator[None]:
         raise UsageError(
             f"cannot keep a database in {home}: {words}; choose another VSEARCH_HOME"
         ) from error
+
+
+def _check_no_catalogue(home: Path) -> None:
+    if exists(home):
+        raise UsageError(
+            f"{home} has a catalogue already, and a restore replaces none; set VSEARCH_HOME to "
+            f"another folder, or move {clusters.link(home)} away"
+        )
+
+
+def _stop_unfinished(home: Path) -> None:
+    """Stop servers of restores that were killed; what they served is deleted next."""
+    for cluster in clusters.find_unfinished(home):
+        server.shut_down(cluster)
 
 
 def _check_unused(home: Path) -> None:

@@ -163,8 +163,8 @@ def unfinished(place: Path) -> Iterator[Path]:
 
     Those that a killed process left are deleted, too, so the caller must hold a lock.
     """
-    for left_over in place.parent.glob(f".{place.name}.unfinished-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for folder in left_over(place):
+        shutil.rmtree(folder, ignore_errors=True)
     folder = unfinished_name(place)
     try:
         yield folder
@@ -172,6 +172,11 @@ def unfinished(place: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def left_over(place: Path) -> list[Path]:
+    """What processes that were killed left of `place` while they made it."""
+    return list(place.parent.glob(f".{place.name}.unfinished-*"))
 
 
 def unfinished_name(place: Path) -> Path:
