@@ -63,6 +63,7 @@ _TEST_CLAIM = "tests/database/test_claim.py"
 _TEST_REFRESH = "tests/database/test_refresh.py"
 _TEST_RECORD = "tests/database/test_record.py"
 _TEST_UPKEEP = "tests/database/test_upkeep.py"
+_TEST_COMPACTION = "tests/database/test_compaction.py"
 _TEST_CONTENTION = "tests/faults/test_contention.py"
 _TEST_DAMAGE = "tests/faults/test_damage.py"
 _TEST_DATABASE_AWAY = "tests/faults/test_database_away.py"
@@ -361,8 +362,8 @@ MUTANTS = (
     Mutant(
         name="verify does not look at the sha256",
         path=_SHARD_READING,
-        old="            if digest != record.sha256:\n",
-        new="            if not digest:\n",
+        old="            if digest != record.sha256:\n                return",
+        new="            if not digest:\n                return",
         tests=(_TEST_DAMAGE,),
     ),
     Mutant(
@@ -394,6 +395,40 @@ MUTANTS = (
         old="    check_owner(storage, database.run(record.catalogue_id))\n",
         new="",
         tests=(f"{_TEST_UPKEEP}::test_another_catalogues_folder_is_refused",),
+    ),
+    Mutant(
+        name="gc takes a living merge's file",
+        path=_RECORD,
+        old="greatest(expires_at, held_until) >",
+        new="expires_at >",
+        tests=(f"{_TEST_COMPACTION}::test_gc_takes_a_dead_merges_file_and_no_living_ones",),
+    ),
+    Mutant(
+        name="gc deletes what was merged a moment ago",
+        path=_UPKEEP,
+        old="    if state is ShardState.SUPERSEDED and not _was_superseded(",
+        new="    if state is ShardState.WRITING and not _was_superseded(",
+        tests=(f"{_TEST_COMPACTION}::test_superseded_files_stay_for_a_while",),
+    ),
+    Mutant(
+        name="a merge does not look whether another has its shards",
+        path="visual_search/compaction/table.py",
+        old=" or held.merged_into != shard.shard_id:",
+        new=":",
+        tests=(
+            f"{_TEST_COMPACTION}::test_a_dead_merge_keeps_no_shard_from_the_next_and_is_refused_when_it_wakes",
+        ),
+    ),
+    Mutant(
+        name="a merge copies what is not as recorded",
+        path=_SHARD_READING,
+        old="""
+            if digest != record.sha256:
+                raise _damaged""",
+        new="""
+            if not digest:
+                raise _damaged""",
+        tests=(f"{_TEST_COMPACTION}::test_a_damaged_shard_is_named_and_never_copied[byte]",),
     ),
     Mutant(
         name="a stopped worker may hold its locks for ever",
