@@ -428,7 +428,7 @@ MUTANTS = (
         new="""
             if not digest:
                 raise _damaged""",
-        tests=(f"{_TEST_COMPACTION}::test_a_damaged_shard_is_named_and_never_copied[byte]",),
+        tests=(f"{_TEST_COMPACTION}::test_a_damaged_shard_is_named_and_never_copied[vector]",),
     ),
     Mutant(
         name="a stopped worker may hold its locks for ever",

@@ -305,14 +305,19 @@ def test_a_shard_cannot_be_discarded_once_another_took_its_place(crafted: Crafte
     assert len(crafted.history()) == 10
 
 
-@pytest.mark.parametrize("damage", ["byte", "end", "missing", "directory"])
+@pytest.mark.parametrize("damage", ["vector", "byte", "end", "missing", "directory"])
 def test_a_damaged_shard_is_named_and_never_copied(crafted: Crafted, damage: str) -> None:
     crafted.add(40, 40, 40, 40)
     victim = local_path(crafted.listed()[3].uri)
     content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 1
     match damage:
+        case "vector":  # a file that all readers take, with one other number in it
+            (*_, vector) = rows_of([crafted.listed()[3]])[0]
+            content[content.index(vector)] ^= 1
+            victim.write_bytes(content)
+            assert rows_of([crafted.listed()[3]])[0][-1] != vector
         case "byte":
+            content[len(content) // 2] ^= 1
             victim.write_bytes(content)
         case "end":
             os.truncate(victim, len(content) - 1)
