@@ -260,7 +260,13 @@ def killed(what: str, when: str, name: str, home: Path, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "when", ["before _dump", "after _dump", "before _publish", "after _publish"]
+    "when",
+    [
+        pytest.param("before _dump", marks=pytest.mark.long),
+        "after _dump",
+        pytest.param("before _publish", marks=pytest.mark.long),
+        "after _publish",
+    ],
 )
 def test_a_killed_backup_is_there_whole_or_not_at_all(
     home: Path, tmp_path: Path, when: str
