@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -121,6 +121,42 @@ def finish_run(
         """),
         {"run_id": run_id, "outcome": outcome.value, "message": message},
     )
+
+
+def finish_dead_run(
+    connection: Connection, run_id: RunId, figures: RunFigures, *, message: str
+) -> RunFigures | None:
+    """Say that the run's process has ended without a word.
+
+    Args:
+        connection: Inside a transaction.
+        run_id: Whose.
+        figures: What it said last; more may have been recorded since.
+        message: How the process ended.
+
+    Returns:
+        The figures, with the images and shards that are recorded; `None` if it never began.
+    """
+    recorded = connection.execute(
+        text("""
+            SELECT coalesce(sum(s.rows), 0) AS rows, count(s.rows) AS shards
+            FROM runs r LEFT JOIN shards s
+                ON s.run_id = r.run_id AND s.state IN ('committed', 'superseded')
+            WHERE r.run_id = :run_id
+            GROUP BY r.run_id
+        """),
+        {"run_id": run_id},
+    ).first()
+    if recorded is None:
+        return None
+    figures = replace(
+        figures,
+        claimed=max(figures.claimed, int(recorded.rows) + figures.failed),
+        done=int(recorded.rows),
+        shards=recorded.shards,
+    )
+    finish_run(connection, run_id, figures, outcome=RunOutcome.FAILED, message=message)
+    return figures
 
 
 def list_runs(

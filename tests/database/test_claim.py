@@ -10,12 +10,13 @@ from sqlalchemy import Connection, text
 
 from tests.catalogue import add_images, make_model, statuses
 from tests.plans import explain
-from visual_search import claim
+from visual_search import claim, runs
 from visual_search.claim import DEATHS_TO_FAIL, Place, Suspicion
 from visual_search.database.connection import Database
 from visual_search.database.schema import SEEDING_LOCK
 from visual_search.errors import FencedError
 from visual_search.images import ClaimedImage, LeaseToken, ModelKey, RunId
+from visual_search.runs import RunFigures
 
 RUN = RunId(uuid4())
 
@@ -172,6 +173,46 @@ def test_a_live_lease_is_left_alone_and_an_expired_one_is_rescued(database: Data
         assert claim.rescue_images(connection, model_key) == 0
         with pytest.raises(FencedError):
             take(connection, model_key, dead)
+
+
+def test_what_a_run_held_that_is_known_to_be_dead_is_rescued_before_its_leases_end(
+    database: Database,
+) -> None:
+    model_key = seeded(database, 10)
+    with database.transaction() as connection:
+        for rows in (4, 3):
+            take(connection, model_key, open_lease(connection, model_key), rows=rows)
+    with database.transaction() as connection:
+        assert claim.rescue_run(connection, RunId(uuid4())) == 0
+        assert claim.rescue_run(connection, RUN) == 7
+        assert claim.rescue_run(connection, RUN) == 0
+    assert statuses(database, model_key) == {"pending": 10}
+    with database.transaction() as connection:
+        crashed = connection.execute(text("SELECT sum(crashes) FROM extractions")).scalar_one()
+        assert crashed == 7, "one of them may have killed it"
+
+
+def test_a_dead_run_is_finished_with_what_it_had_recorded(database: Database) -> None:
+    model_key, run_id = seeded(database, 1), RunId(uuid4())
+    said_last = RunFigures(claimed=5, done=0, failed=1)
+    with database.transaction() as connection:
+        assert runs.finish_dead_run(connection, run_id, said_last, message="killed") is None
+        runs.start_run(connection, run_id=run_id, model_key=model_key)
+        for state, rows in (("committed", 20), ("committed", 4), ("writing", None)):
+            connection.execute(
+                text("""
+                    INSERT INTO shards
+                        (shard_id, model_key, uri, rows, bytes, sha256, run_id, state)
+                    VALUES
+                        (gen_random_uuid(), :model_key, 'file:///x', :rows, 1, '', :run_id, :state)
+                """),
+                {"model_key": model_key, "rows": rows, "run_id": run_id, "state": state},
+            )
+        figures = runs.finish_dead_run(connection, run_id, said_last, message="killed")
+        (run,) = runs.list_runs(connection)
+    assert figures == RunFigures(claimed=25, done=24, failed=1, shards=2)
+    assert (run.outcome, run.message, run.done, run.failed) == ("failed", "killed", 24, 1)
+    assert run.finished_at is not None
 
 
 def test_a_renewed_lease_is_not_rescued(database: Database) -> None:

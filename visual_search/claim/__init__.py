@@ -19,6 +19,7 @@ from visual_search.claim.leases import (
     open_lease,
     renew_leases,
     rescue_images,
+    rescue_run,
 )
 from visual_search.claim.outlook import Outlook, count_pending, look_out
 from visual_search.claim.seeding import by_progress, is_behind, seed_images
@@ -42,5 +43,6 @@ __all__ = [
     "release_paused",
     "renew_leases",
     "rescue_images",
+    "rescue_run",
     "seed_images",
 ]

@@ -114,7 +114,26 @@ def rescue_images(
         """),
         {"model_key": model_key, "lease_s": lease_s, "own_run": own_run},
     )
-    tokens = [str(row.lease_token) for row in expired]
+    return _take_back(connection, model_key, [str(row.lease_token) for row in expired])
+
+
+def rescue_run(connection: Connection, run_id: RunId) -> int:
+    """Take back at once what a run held of which is known that its process has ended.
+
+    Returns:
+        How many images were rescued.
+    """
+    # A commit that the process had sent may still be under way, and holds its lease until then.
+    held = connection.execute(
+        text("SELECT lease_token, model_key FROM leases WHERE run_id = :run_id FOR UPDATE"),
+        {"run_id": run_id},
+    ).all()
+    return sum(
+        _take_back(connection, ModelKey(row.model_key), [str(row.lease_token)]) for row in held
+    )
+
+
+def _take_back(connection: Connection, model_key: ModelKey, tokens: list[str]) -> int:
     if not tokens:
         return 0
     rescued = connection.execute(
