@@ -125,11 +125,13 @@ class EmbedSettings(_Group):
     precision: Precision = "auto"
     batch_size: int | None = Field(None, ge=1)
     workers: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1)
 
 
 class ExtractSettings(_Group):
     """Leases, shards and limits of a run."""
 
+    workers: int | Literal["auto"] = 1
     lease_s: float = Field(60, gt=0)
     shard_rows: int = Field(10_000, ge=1)
     shard_max_s: float = Field(300, gt=0)
@@ -139,6 +141,16 @@ class ExtractSettings(_Group):
     max_failure_rate: float = Field(0.5, ge=0, le=1)
     max_attempts: int = Field(8, ge=1)
     backoff_s: float = Field(300, ge=0)
+
+    @field_validator("workers", mode="plain")
+    @classmethod
+    def _is_a_number_or_auto(cls, workers: object) -> int | Literal["auto"]:
+        text = str(workers)
+        if text == "auto":
+            return "auto"
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError("it is a number from 1 on, or auto")
+        return int(text)
 
 
 class StorageSettings(_Group):

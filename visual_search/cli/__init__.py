@@ -6,6 +6,7 @@ Command bodies import what they need when they run, so that `--help` answers at 
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -98,7 +99,12 @@ app.command("demo")(demo.demo)
 
 
 def main() -> None:
-    """Entry point: errors become one sentence and an exit code."""
+    """Entry point of the command line."""
+    run(app)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run it as all of a process; errors become one sentence and an exit code."""
     debug = "--debug" in sys.argv
     keep_freed_memory()
     let_idle_threads_sleep()
@@ -106,7 +112,7 @@ def main() -> None:
     # server running.
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        command()
     except VsearchError as error:
         if debug:
             _show_traceback()

@@ -1,5 +1,7 @@
 """`vsearch extract`: the main job."""
 
+import os
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -74,6 +76,14 @@ def extract(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per forward pass.")
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar="N|auto",
+            help="Processes to share the work; auto: one for each GPU.",
+        ),
+    ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +110,7 @@ def extract(
       vsearch extract --model resnet18
       vsearch extract --model resnet18 --model efficientnet_lite0
       vsearch extract --all-models --output /data/vectors
+      vsearch extract --model resnet18 --workers auto
       vsearch extract --model resnet18 --limit 1000 --dry-run
       vsearch extract --model resnet18 --refresh --older-than 7d
 
@@ -119,7 +130,11 @@ def extract(
             "precision": precision,
             "batch_size": batch_size,
         },
-        extract={"max_failure_rate": max_failure_rate, "memory_budget": memory_budget},
+        extract={
+            "max_failure_rate": max_failure_rate,
+            "memory_budget": memory_budget,
+            "workers": workers,
+        },
     )
     checks = _checks(older_than, refresh=refresh, retry_failed=retry_failed)
     with cli.database(settings) as database:
@@ -127,7 +142,7 @@ def extract(
         if dry_run:
             _show_plans(database, settings, names, checks, as_json=as_json)
             return
-        results = _run(database, settings, names, limit, retry_failed, checks, quiet=as_json)
+        results = _run(cli, database, settings, names, limit, retry_failed, checks, quiet=as_json)
     from visual_search.pipeline import gravest
 
     if as_json:
@@ -136,6 +151,7 @@ def extract(
 
 
 def _run(
+    cli: CliContext,
     database: "Database",
     settings: "Settings",
     names: list[str],
@@ -155,14 +171,21 @@ def _run(
             typer.echo(sentence(result))
 
     with StopSignals() as stop:
-        return pipeline.extract(
+        if checks is not None or settings.extract.workers == 1:
+            extract = partial(pipeline.extract, checks=checks)
+        else:
+            from visual_search.workers import supervisor
+            from visual_search.workers.process import hire_processes
+
+            hire = partial(hire_processes, settings, os.environ, limit=limit, debug=cli.debug)
+            extract = partial(supervisor.extract, hire=hire)
+        return extract(
             database,
             settings,
             names,
             stop=stop,
             limit=limit,
             retry_failed=retry_failed,
-            checks=checks,
             on_result=show,
         )
 

@@ -37,26 +37,36 @@ def choose_device(name: Device) -> torch.device:
     return torch.device(name)
 
 
-def batches_at_a_time(device: torch.device) -> int:
+def batches_at_a_time(device: torch.device, threads: int | None = None) -> int:
     """How many threads best embed at once.
 
     On a CPU one for each core, up to eight, each with a batch and its share of the cores to itself:
     threads that share a batch wait for each other after every layer, all the more where decoders
     take their turns on the same cores. ResNet-18 gets a seventh more images through two cores so.
+
+    Args:
+        device: Where they embed.
+        threads: How many there may be on a CPU; one for each core unless given.
     """
-    return min(usable_cores(), _MOST_BATCHES) if device.type == "cpu" else 1
+    return min(threads or usable_cores(), _MOST_BATCHES) if device.type == "cpu" else 1
 
 
-def threads_for_each(workers: int) -> int:
-    """How many of torch's threads each of so many batches at a time has to itself."""
-    return max(1, _threads() // workers)
+def threads_for_each(workers: int, threads: int | None = None) -> int:
+    """How many of torch's threads each of so many batches at a time has to itself.
+
+    In a container torch itself would count the cores of the whole machine.
+
+    Args:
+        workers: How many batches there are at a time.
+        threads: How many they have together; one for each core unless given.
+    """
+    return max(1, min(_threads(), threads or usable_cores()) // workers)
 
 
 @cache
 def _threads() -> int:
     """Torch's threads. Asked once: in a thread that was given fewer, torch says that number."""
-    # In a container torch counts the cores of the whole machine.
-    return min(torch.get_num_threads(), usable_cores())
+    return torch.get_num_threads()
 
 
 def does_bf16_fast(device: torch.device) -> bool:

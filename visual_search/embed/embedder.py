@@ -10,6 +10,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from visual_search.cores import usable_cores
 from visual_search.embed.compiled import Compiled
 from visual_search.embed.device import threads_for_each
 from visual_search.embed.eager import Eager
@@ -55,6 +56,7 @@ class Embedder:
         compiled: bool = False,
         kept: Path | None = None,
         workers: int = 1,
+        threads: int | None = None,
     ) -> None:
         """Load the model; takes seconds, and minutes where it is compiled.
 
@@ -69,6 +71,7 @@ class Embedder:
             compiled: Let torch compile the network.
             kept: A folder where converted networks are kept, so that the next time is quicker.
             workers: How many threads embed at a time.
+            threads: On how many cores, in all; on all of them unless given.
 
         Raises:
             ModelError: The network cannot be built, or its vectors are not as the spec says.
@@ -80,6 +83,7 @@ class Embedder:
         self.batch_size = batch_size or _BATCH_SIZES[device.type]
         self._spec = spec
         self._workers = workers
+        self._threads = threads or usable_cores()
         self._runtime: Runtime
         self._load(kind, weights, kept)
         # Each thread has a runtime to itself for as long as it embeds.
@@ -136,7 +140,7 @@ class Embedder:
         spec, device = self._spec, self.device
         if device.type == "cpu":
             # As where it will be used: compiled code is made anew for another number.
-            torch.set_num_threads(threads_for_each(self._workers))
+            torch.set_num_threads(threads_for_each(self._workers, self._threads))
         # fp32 is a promise about the vectors; TF32 would break it silently.
         torch.backends.cudnn.allow_tf32 = False
         stored = self._stored(weights, kept) if kind == "openvino" else None
@@ -202,7 +206,11 @@ class Embedder:
             model = unpack(read_artefact(weights, self._spec), weights)
         else:
             model = None if kept is None else find_converted(kept, self._spec)
-        return None if model is None else OpenVino(model, self._spec.precision, self._workers)
+        return (
+            None
+            if model is None
+            else OpenVino(model, self._spec.precision, self._workers, self._threads)
+        )
 
     def _faster(self, kind: Kind, network: PixelNetwork, kept: Path | None) -> Runtime:
         """A runtime that gives the same vectors as torch does.
@@ -217,7 +225,7 @@ class Embedder:
         from visual_search.embed.openvino import OpenVino, converted, keep_converted  # noqa: PLC0415 - an extra
 
         model = converted(network, self._spec)
-        runtime = OpenVino(model, self._spec.precision, self._workers)
+        runtime = OpenVino(model, self._spec.precision, self._workers, self._threads)
         self._compare(runtime)
         if kept is not None:
             keep_converted(kept, self._spec, model)

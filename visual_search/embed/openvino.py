@@ -12,7 +12,6 @@ import structlog
 import torch
 from torch import Tensor
 
-from visual_search.cores import usable_cores
 from visual_search.embed.device import torch_release
 from visual_search.embed.network import PixelNetwork, UnsuitableError, exported, first_line
 from visual_search.errors import StorageError, WeightsError
@@ -42,13 +41,14 @@ class OpenVino:
 
     takes_any_batch = True
 
-    def __init__(self, model: ov.Model, precision: str, workers: int) -> None:
+    def __init__(self, model: ov.Model, precision: str, workers: int, threads: int) -> None:
         """Compile a model for this processor.
 
         Args:
             model: As of `converted`.
             precision: The spec's. A bf16 model is computed in fp32 where bf16 is not fast.
             workers: How many batches are to be computed at a time.
+            threads: By how many threads in all.
         """
         core = ov.Core()
         able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -60,7 +60,7 @@ class OpenVino:
             "CPU",
             {
                 **_OPTIONS,
-                "INFERENCE_NUM_THREADS": usable_cores(),
+                "INFERENCE_NUM_THREADS": threads,
                 "NUM_STREAMS": workers,
                 # Without it some processors compute fp32 models in half precision.
                 "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",

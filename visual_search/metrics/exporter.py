@@ -29,15 +29,19 @@ class Exporter:
     Whatever goes wrong with it costs a run a warning in the log, and seconds at its end.
     """
 
-    def __init__(self, settings: MetricsSettings, home: Path) -> None:
+    def __init__(
+        self, settings: MetricsSettings, home: Path, *, tells_success: bool = True
+    ) -> None:
         """Nothing is opened yet.
 
         Args:
             settings: Where to, and how often.
             home: Where workers are told apart that write no files.
+            tells_success: Whether a good end here is a good end of the whole command.
         """
         self._settings = settings
         self._home = home
+        self._tells_success = tells_success
         self._models: dict[str, ModelMetrics] = {}
         self._worker: WorkerNumber | None = None
         self._senders: list[Sender] = []
@@ -107,5 +111,5 @@ class Exporter:
 
         for name, model in list(self._models.items()):
             sink.send_run(name, run_families(model.sample(worker)))
-            if model.succeeded_at is not None:
+            if self._tells_success and model.succeeded_at is not None:
                 sink.send_success(name, success_families(name, model.succeeded_at))

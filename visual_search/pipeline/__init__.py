@@ -6,7 +6,7 @@ holds the threads, `feeder.py`, `decoding.py`, `embedding.py` and `recorder.py` 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +79,21 @@ class ModelResult:
     error: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overseer:
+    """Is told how it goes where this process is one of several workers; there is no bar then.
+
+    Attributes:
+        run_ids: What the runs of the models are to be called.
+        begin: Told of each model's run before it claims anything, with what says how far it is.
+        show: Told again and again how many images are done and failed, as `Progress` is.
+    """
+
+    run_ids: Mapping[str, RunId]
+    begin: Callable[[str, Callable[[], RunFigures]], None]
+    show: Callable[[int, int], None]
+
+
 def extract(
     database: Database,
     settings: Settings,
@@ -89,6 +104,7 @@ def extract(
     retry_failed: bool = False,
     checks: Checks | None = None,
     on_result: Callable[[ModelResult], None] | None = None,
+    overseer: Overseer | None = None,
 ) -> list[ModelResult]:
     """Embed all images that lack a vector, each fetched once for all models that lack it.
 
@@ -106,6 +122,7 @@ def extract(
         retry_failed: Make each model's failed images pending first.
         checks: Check vectors instead.
         on_result: Told of each model's result as soon as it is there.
+        overseer: Of several workers, of which this is one.
 
     Returns:
         One result for each model that was begun; `gravest` makes an exit code of them.
@@ -118,29 +135,48 @@ def extract(
         if on_result is not None:
             on_result(result)
 
-    run_ids = {name: RunId(uuid4()) for name in names}
-    with _bound(run_ids), Exporter(settings.metrics, settings.home) as metrics:
-        ready: list[_Ready] = []
+    run_ids = overseer.run_ids if overseer else {name: RunId(uuid4()) for name in names}
+    with (
+        _bound(run_ids),
+        Exporter(settings.metrics, settings.home, tells_success=overseer is None) as metrics,
+    ):
+        ready: dict[RunId, _Ready] = {}
         for name in names:
             if stop.exit_code is not None:
                 break
             with _bound({name: run_ids[name]}):
                 prepared = _prepare(
-                    database,
-                    settings,
-                    name,
-                    run_ids[name],
-                    retry_failed=retry_failed,
-                    checks=checks,
+                    database, settings, name, retry_failed=retry_failed, checks=checks
                 )
             if isinstance(prepared, ModelResult):
                 note(prepared)
             else:
-                ready.append(prepared)
+                ready[run_ids[name]] = prepared
         if ready and stop.exit_code is None:
-            with stop.deferred(), _bound({each.model.name: each.run_id for each in ready}):
-                _run(database, settings, ready, stop=stop, limit=limit, note=note, metrics=metrics)
+            with stop.deferred(), _bound({each.model.name: i for i, each in ready.items()}):
+                _run(
+                    database,
+                    settings,
+                    ready,
+                    stop=stop,
+                    limit=limit,
+                    note=note,
+                    metrics=metrics,
+                    overseer=overseer,
+                )
     return sorted(results, key=lambda result: names.index(result.model))
+
+
+def prepare(
+    database: Database, settings: Settings, name: str, *, retry_failed: bool = False
+) -> RegisteredModel | ModelResult:
+    """What `extract` does for a model before its run: register it, and have its weights here.
+
+    Returns:
+        The model; its result if there is nothing to do, or if it cannot be done.
+    """
+    prepared = _prepare(database, settings, name, retry_failed=retry_failed)
+    return prepared if isinstance(prepared, ModelResult) else prepared.model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +184,6 @@ class _Ready:
     """A model that has something to do, and its file of weights, if it needs one."""
 
     model: RegisteredModel
-    run_id: RunId
     weights: Path | None
     refresh: Refresh | None
 
@@ -243,7 +278,6 @@ def _prepare(
     database: Database,
     settings: Settings,
     name: str,
-    run_id: RunId,
     *,
     retry_failed: bool,
     checks: Checks | None,
@@ -287,7 +321,7 @@ def _prepare(
             exit_code=error.exit_code,
             error=str(error),
         )
-    return _Ready(model=model, run_id=run_id, weights=path, refresh=begun)
+    return _Ready(model=model, weights=path, refresh=begun)
 
 
 def _nothing_to_do(
@@ -317,12 +351,13 @@ def _nothing_to_do(
 def _run(
     database: Database,
     settings: Settings,
-    ready: Sequence[_Ready],
+    ready: Mapping[RunId, _Ready],
     *,
     stop: StopSignals,
     limit: int | None,
     note: Callable[[ModelResult], None],
     metrics: Exporter,
+    overseer: Overseer | None,
 ) -> None:
     """Run the models together; their results are told to `note`.
 
@@ -336,12 +371,12 @@ def _run(
     work = [
         ModelWork(
             model=each.model,
-            run_id=each.run_id,
+            run_id=run_id,
             weights=each.weights,
             limit=limit,
             refresh=each.refresh,
         )
-        for each in ready
+        for run_id, each in ready.items()
     ]
     images = 0
     for each in work:
@@ -359,17 +394,21 @@ def _run(
             images=claimable,
             at=datetime.now(UTC).isoformat(),
         )
-    with Progress(", ".join(each.model.name for each in work), images) as progress:
+    with ExitStack() as shown:
+        names = ", ".join(each.model.name for each in work)
+        bar = overseer or shown.enter_context(Progress(names, images))
         run = Run(
             database,
             settings,
             work,
             storage=open_storage(settings.output_uri, settings.storage),
             stop=stop,
-            progress=progress,
+            show=bar.show,
         )
         for part in run.models:
             metrics.begin(part.model.spec, part.figures)
+            if overseer is not None:
+                overseer.begin(part.model.name, part.figures)
         run.execute()
     for part in run.models:
         with part.bound():

@@ -48,7 +48,7 @@ class Embedding:
     def run(self, pictures: queue.SimpleQueue[Picture | None]) -> None:
         """Embed what comes, until `None` does."""
         batches: dict[ModelRun, list[Picture]] = {run: [] for run in self._models}
-        with _Pool(self._workers) as pool:
+        with _Pool(self._workers, self._settings.embed.threads) as pool:
             running = True
             while running:
                 try:
@@ -72,7 +72,7 @@ class Embedding:
         settings = self._settings.embed
         try:
             device = choose_device(settings.device)
-            workers = settings.workers or batches_at_a_time(device)
+            workers = settings.workers or batches_at_a_time(device, settings.threads)
             embedder = Embedder(
                 run.model.spec,
                 run.weights,
@@ -82,6 +82,7 @@ class Embedding:
                 compiled=settings.compile,
                 kept=self._settings.home / "converted",
                 workers=workers,
+                threads=settings.threads,
             )
         except BaseException as error:  # noqa: BLE001 - the model's, whose caller raises it
             run.fail(error)
@@ -147,8 +148,9 @@ class Embedding:
 class _Pool(ThreadPoolExecutor):
     """Threads that share the cores; a batch is taken only once one of them can soon begin it."""
 
-    def __init__(self, workers: int) -> None:
-        super().__init__(workers, "embedder", torch.set_num_threads, (threads_for_each(workers),))
+    def __init__(self, workers: int, threads: int | None) -> None:
+        for_each = threads_for_each(workers, threads)
+        super().__init__(workers, "embedder", torch.set_num_threads, (for_each,))
         self._room = Semaphore(workers + 1)
         self._bug: BaseException | None = None
 

@@ -30,7 +30,6 @@ from visual_search.pipeline.feeder import Feeder
 from visual_search.pipeline.memory import shares
 from visual_search.pipeline.model_run import ModelRun, ModelWork, Picture, WantedImage
 from visual_search.pipeline.signals import StopSignals
-from visual_search.progress import Progress
 from visual_search.settings import Settings
 from visual_search.storage import Storage
 
@@ -54,12 +53,12 @@ class Run:
         *,
         storage: Storage,
         stop: StopSignals,
-        progress: Progress,
+        show: Callable[[int, int], None],
     ) -> None:
         self._database = database
         self._settings = settings
         self._stop = stop
-        self._progress = progress
+        self._show = show
         self._core_time = RunCoreTime(len(work))
         self._bodies: queue.SimpleQueue[tuple[WantedImage, Download] | None] = queue.SimpleQueue()
         self._pictures: queue.SimpleQueue[Picture | None] = queue.SimpleQueue()
@@ -175,7 +174,7 @@ class Run:
         while any(thread.is_alive() for thread in threads):
             for thread in threads:
                 thread.join(_POLL_S)
-            self._progress.show(
+            self._show(
                 sum(run.steady.images + run.recorder.unchanged for run in self.models),
                 sum(run.recorder.failed for run in self.models),
             )
