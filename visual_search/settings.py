@@ -131,7 +131,8 @@ class EmbedSettings(_Group):
 class ExtractSettings(_Group):
     """Leases, shards and limits of a run."""
 
-    workers: int | Literal["auto"] = 1
+    engine: Literal["local", "ray"] = "local"
+    workers: int | Literal["auto"] | None = None
     lease_s: float = Field(60, gt=0)
     shard_rows: int = Field(10_000, ge=1)
     shard_max_s: float = Field(300, gt=0)
@@ -144,13 +145,21 @@ class ExtractSettings(_Group):
 
     @field_validator("workers", mode="plain")
     @classmethod
-    def _is_a_number_or_auto(cls, workers: object) -> int | Literal["auto"]:
+    def _is_a_number_or_auto(cls, workers: object) -> int | Literal["auto"] | None:
         text = str(workers)
-        if text == "auto":
-            return "auto"
+        if workers is None or text == "auto":
+            return None if workers is None else "auto"
         if not text.isdecimal() or int(text) < 1:
             raise ValueError("it is a number from 1 on, or auto")
         return int(text)
+
+
+class RaySettings(_Group):
+    """Where workers run that are actors, and what each asks Ray for."""
+
+    address: str | None = None
+    cpus_per_worker: int | None = Field(None, ge=1)
+    gpus_per_worker: float | None = Field(None, ge=0)
 
 
 class StorageSettings(_Group):
@@ -228,6 +237,7 @@ class Settings(_Redacted, BaseSettings):
     decode: DecodeSettings = DecodeSettings()
     embed: EmbedSettings = EmbedSettings()
     extract: ExtractSettings = ExtractSettings()
+    ray: RaySettings = RaySettings()
     storage: StorageSettings = StorageSettings()
     weights: WeightsSettings = WeightsSettings()
     metrics: MetricsSettings = MetricsSettings()

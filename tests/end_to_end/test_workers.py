@@ -23,8 +23,13 @@ PATIENCE_S = 150
 pytestmark = pytest.mark.timeout(300)
 
 IMAGES = 1_000
-# Leases so long that whatever is rescued, is not rescued by their end.
-PATIENT = {"VSEARCH_EXTRACT__LEASE_S": "600", "VSEARCH_EXTRACT__SHARD_ROWS": "4"}
+# Leases so long that whatever is rescued, is not rescued by their end. Whoever begins while another
+# one brings the model's queue up to date, has to wait a moment.
+PATIENT = {
+    "VSEARCH_EXTRACT__LEASE_S": "600",
+    "VSEARCH_EXTRACT__SHARD_ROWS": "4",
+    "VSEARCH_EXTRACT__WAIT_S": "30",
+}
 
 
 class SlowServer:
@@ -84,8 +89,8 @@ def test_two_workers_do_together_what_one_does(place: Workplace) -> None:
     textfiles.mkdir()
     ended = place.vsearch(
         *("extract", "--model", "tiny", "--workers", "2", "--retry-failed", "--json"),
-        VSEARCH_EXTRACT__SHARD_ROWS="4",
         VSEARCH_METRICS__TEXTFILE_FOLDER=str(textfiles),
+        **PATIENT,
     )
 
     assert ended.code == 0, ended

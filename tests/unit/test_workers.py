@@ -2,21 +2,31 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from tests.faults.workers import wait_until
+from visual_search import __version__
 from visual_search.database.connection import Database
-from visual_search.errors import ExitCode, SettingsError
+from visual_search.errors import ExitCode, SettingsError, TemporaryError
 from visual_search.images import RunId
 from visual_search.pipeline import ModelResult
 from visual_search.runs import RunFigures
 from visual_search.settings import Settings, load_settings
 from visual_search.workers import keeper
+from visual_search.workers.actor import WorkerActor
 from visual_search.workers.keeper import End, Keeper
-from visual_search.workers.placement import check_requests, part, places, split
+from visual_search.workers.placement import (
+    check_requests,
+    places,
+    share_machine,
+    share_requests,
+    split,
+)
+from visual_search.workers.ray_cluster import Room, ray_cluster, rooms
 from visual_search.workers.report import Report
 from visual_search.workers.results import merge_results
 from visual_search.workers.task import Task, pack_settings
@@ -36,18 +46,20 @@ def test_all_workers_together_keep_to_the_limits(workers: int) -> None:
         download={"concurrency": 64, "per_host": 8, "requests_per_second": 5},
         extract={"memory_budget": "1GiB"},
     )
-    parts = [part(settings, number, workers, cores=16) for number in range(workers)]
+    parts = [
+        share_machine(share_requests(settings, n, workers), n, workers, cores=16)
+        for n in range(workers)
+    ]
     assert sum(p.download.per_host for p in parts) == 8
     assert sum(p.download.concurrency for p in parts) == 64
     assert sum(p.download.requests_per_second or 0 for p in parts) == pytest.approx(5)
     assert sum(p.extract.memory_budget for p in parts) == 1 << 30
     assert sum(p.decode.workers or 0 for p in parts) == 16
     assert sum(p.embed.threads or 0 for p in parts) == 16
-    assert {p.extract.workers for p in parts} == {1}
 
 
 def test_a_worker_has_at_least_one_of_everything_on_a_small_machine() -> None:
-    small = part(load_settings(embed={"workers": 2}), 3, 4, cores=2)
+    small = share_machine(load_settings(embed={"workers": 2}), 3, 4, cores=2)
     assert (small.decode.workers, small.embed.threads, small.embed.workers) == (1, 1, 1)
 
 
@@ -177,6 +189,8 @@ class Scripted:
     def __init__(self, *lives: tuple[Sequence[ModelResult], End]) -> None:
         self._lives: Iterator[tuple[Sequence[ModelResult], End]] = iter(lives)
         self.tasks: list[Task] = []
+        self.is_waiting = False
+        self.closed = False
 
     def run(self, task: Task, on_report: Callable[[Report], None]) -> End:
         self.tasks.append(task)
@@ -186,6 +200,9 @@ class Scripted:
 
     def drain(self, number: signal.Signals) -> None:
         """Its lives are short."""
+
+    def close(self) -> None:
+        self.closed = True
 
 
 KILLED = End(code=ExitCode.FAILED, how="its process died of SIGKILL")
@@ -202,6 +219,7 @@ def keep(worker: Scripted, monkeypatch: pytest.MonkeyPatch, *, limit: int | None
     kept.start()
     wait_until(lambda: not kept.is_at_work, "its last end", patience_s=20)
     assert kept.bug is None
+    assert worker.closed
     return kept
 
 
@@ -246,3 +264,66 @@ def test_ends_that_a_second_try_would_not_change_stand(
     kept = keep(worker, monkeypatch)
     assert len(worker.tasks) == 1
     assert kept.lives[-1][0].exit_code is code
+
+
+def test_a_worker_is_placed_for_each_gpu_or_for_so_many_cpus() -> None:
+    two = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}]
+    any_device, on_one = load_settings(), on_cpu()
+    assert rooms(two, any_device) == [Room(cpus=8, gpus=1)] * 2
+    assert rooms(two, on_one) == [Room(cpus=16, gpus=0), Room(cpus=8, gpus=0)]
+    halves = load_settings(ray={"gpus_per_worker": 0.5, "cpus_per_worker": 3})
+    assert rooms(two, halves) == [Room(cpus=3, gpus=0.5)] * 4
+    small = load_settings(ray={"cpus_per_worker": 5}, embed={"device": "cpu"})
+    assert rooms(two, small) == [Room(cpus=5, gpus=0)] * 4
+
+
+def test_workers_may_be_asked_for_that_there_is_no_room_for_yet() -> None:
+    assert rooms([{"CPU": 2.0}], on_cpu(workers=1)) == [Room(cpus=2, gpus=0)]
+    assert rooms([{"CPU": 2.0}], on_cpu(workers=3)) == [Room(cpus=2, gpus=0)] * 3
+    assert rooms([{"CPU": 0.0}], on_cpu(workers=1)) == [Room(cpus=1, gpus=0)]
+    with pytest.raises(SettingsError, match="no node of the Ray cluster has room"):
+        rooms([{"CPU": 0.0}], on_cpu())
+
+
+def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visual_search.workers.ray_cluster.find_spec", lambda _name: None)
+    with (
+        pytest.raises(SettingsError, match=r"pip install 'visual-search\[ray\]'"),
+        ray_cluster(on_cpu(), limit=None, prepare=lambda: None),
+    ):
+        pass
+
+
+def test_a_ray_cluster_that_is_not_there_is_told_at_once() -> None:
+    pytest.importorskip("ray")
+    settings = load_settings(ray={"address": "127.0.0.1:1"})
+    with (
+        pytest.raises(TemporaryError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"),
+        ray_cluster(settings, limit=None, prepare=lambda: None),
+    ):
+        pass
+
+
+def task_for(settings: Settings) -> Task:
+    return Task(worker=1, models=("tiny",), limit=None, packed_settings=pack_settings(settings))
+
+
+def test_an_actor_refuses_another_version_of_the_package() -> None:
+    code, report = WorkerActor("0.0.0", prepare=lambda: None).work(task_for(Settings()))
+    assert code is ExitCode.USAGE
+    assert "install the same version on all" in str(report.results[0].error)
+
+
+def test_an_actor_refuses_a_folder_that_only_its_machine_has(
+    tmp_path: Path, database_url: str
+) -> None:
+    """Of the same name as the command's, but not marked by the command."""
+    settings = load_settings(
+        home=tmp_path / "home", database_url=database_url, output=str(tmp_path / "vectors")
+    )
+    actor = WorkerActor(__version__, prepare=lambda: None)
+    code, report = actor.work(task_for(settings))
+    assert code is ExitCode.USAGE
+    assert "is no folder of vectors" in str(report.results[0].error)
+    assert actor.report() == report
+    assert not (tmp_path / "vectors").exists()

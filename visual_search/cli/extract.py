@@ -1,6 +1,8 @@
 """`vsearch extract`: the main job."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -84,6 +86,18 @@ def extract(
             help="Processes to share the work; auto: one for each GPU.",
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="Where workers run: local or ray."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="The Ray cluster; without it a Ray of this machine.",
+        ),
+    ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(
@@ -111,6 +125,7 @@ def extract(
       vsearch extract --model resnet18 --model efficientnet_lite0
       vsearch extract --all-models --output /data/vectors
       vsearch extract --model resnet18 --workers auto
+      vsearch extract --model resnet18 --engine ray --ray-address 10.0.0.5:6379
       vsearch extract --model resnet18 --limit 1000 --dry-run
       vsearch extract --model resnet18 --refresh --older-than 7d
 
@@ -134,9 +149,16 @@ def extract(
             "max_failure_rate": max_failure_rate,
             "memory_budget": memory_budget,
             "workers": workers,
+            "engine": engine,
         },
+        ray={"address": ray_address},
     )
     checks = _checks(older_than, refresh=refresh, retry_failed=retry_failed)
+    if checks is not None and (workers is not None or engine is not None):
+        raise SettingsError(
+            "--refresh works in one process; leave out --workers and --engine, and start the "
+            "command as often as you like: they share the checks"
+        )
     with cli.database(settings) as database:
         names = _names(database, model or [], all_models=all_models)
         if dry_run:
@@ -161,7 +183,6 @@ def _run(
     *,
     quiet: bool,
 ) -> list["ModelResult"]:
-    from visual_search import pipeline
     from visual_search.pipeline.signals import StopSignals
 
     def show(result: "ModelResult") -> None:
@@ -170,15 +191,7 @@ def _run(
         if not quiet and (result.run_id or not result.error):
             typer.echo(sentence(result))
 
-    with StopSignals() as stop:
-        if checks is not None or settings.extract.workers == 1:
-            extract = partial(pipeline.extract, checks=checks)
-        else:
-            from visual_search.workers import supervisor
-            from visual_search.workers.process import hire_processes
-
-            hire = partial(hire_processes, settings, os.environ, limit=limit, debug=cli.debug)
-            extract = partial(supervisor.extract, hire=hire)
+    with _engine(cli, settings, limit, checks) as extract, StopSignals() as stop:
         return extract(
             database,
             settings,
@@ -188,6 +201,32 @@ def _run(
             retry_failed=retry_failed,
             on_result=show,
         )
+
+
+@contextmanager
+def _engine(
+    cli: CliContext, settings: "Settings", limit: int | None, checks: "Checks | None"
+) -> Iterator[Callable[..., list["ModelResult"]]]:
+    """What does the work: this process, workers of this machine, or actors on a Ray cluster."""
+    from visual_search import pipeline
+
+    if checks is not None:
+        yield partial(pipeline.extract, checks=checks)
+    elif settings.extract.engine == "ray":
+        from visual_search.cli.worker import prepare
+        from visual_search.workers import supervisor
+        from visual_search.workers.ray_cluster import ray_cluster
+
+        with ray_cluster(settings, limit=limit, prepare=partial(prepare, debug=cli.debug)) as hire:
+            yield partial(supervisor.extract, hire=hire)
+    elif settings.extract.workers in (None, 1):
+        yield pipeline.extract
+    else:
+        from visual_search.workers import supervisor
+        from visual_search.workers.process import hire_processes
+
+        hire = partial(hire_processes, settings, os.environ, limit=limit, debug=cli.debug)
+        yield partial(supervisor.extract, hire=hire)
 
 
 def sentence(result: "ModelResult") -> str:

@@ -38,6 +38,17 @@ def main() -> None:
     raise SystemExit(int(code))
 
 
+def prepare(*, debug: bool) -> None:
+    """Set up a process of another program's, an actor's, as ours are."""
+    from visual_search.cli import logs
+    from visual_search.cli.memory import keep_freed_memory
+    from visual_search.cli.threads import let_idle_threads_sleep
+
+    keep_freed_memory()
+    let_idle_threads_sleep()
+    logs.configure(debug=debug)
+
+
 def _obey() -> None:
     """Signals as the supervisor passes them on. When the pipe ends, so has the supervisor."""
     while number := os.read(sys.stdin.fileno(), 1):

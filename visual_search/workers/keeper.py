@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -22,6 +23,15 @@ from visual_search.workers.task import Task
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+# Ends that a second try would not change. All others are deaths.
+_FORESEEN: Final = (
+    ExitCode.OK,
+    ExitCode.USAGE,
+    ExitCode.FAILURE_RATE,
+    ExitCode.TEMPORARY,
+    ExitCode.INTERRUPTED,
+    ExitCode.TERMINATED,
+)
 # So many deaths in a row after which nothing was recorded, and it is given up. More than an image
 # that kills its worker can cause (claim.DEATHS_TO_FAIL).
 _FRUITLESS_DEATHS: Final = 6
@@ -41,15 +51,29 @@ class End:
     code: ExitCode
     how: str
 
+    @classmethod
+    def of(cls, code: int, how: str) -> "End":
+        """Of an exit code: one that is not foreseen is a death."""
+        return cls(code=ExitCode(code) if code in _FORESEEN else ExitCode.FAILED, how=how)
+
 
 class Worker(Protocol):
-    """What does a task: a process, or an actor somewhere."""
+    """What does a task: a process, or an actor somewhere.
+
+    Attributes:
+        is_waiting: There is no room for it yet, and perhaps never will be.
+    """
+
+    is_waiting: bool
 
     def run(self, task: Task, on_report: Callable[[Report], None]) -> End:
         """Do the task to its end, however it comes, and tell how it goes meanwhile."""
 
     def drain(self, number: signal.Signals) -> None:
         """Let it finish what it has begun; from another thread, at any time."""
+
+    def close(self) -> None:
+        """Nothing more is wanted of it."""
 
 
 class Keeper:
@@ -61,6 +85,7 @@ class Keeper:
 
     Attributes:
         lives: What came of each life, by model.
+        done_at: When it had done all there was, by this machine's clock; `None` if it did not.
         bug: What was not to be expected; the caller's to raise.
     """
 
@@ -71,6 +96,8 @@ class Keeper:
         self._report = Report()
         self._shown_before = (0, 0)
         self._draining = threading.Event()
+        self._begun_at = 0.0
+        self.done_at: float | None = None
         self.lives: list[list[ModelResult]] = []
         self.bug: BaseException | None = None
         context = copy_context()
@@ -92,6 +119,15 @@ class Keeper:
         """Whether it lives, or will live again."""
         return self._thread.is_alive()
 
+    def is_done_by(self, others: Iterable["Keeper"]) -> bool:
+        """Whether there is no room for the worker, and nothing left to do for it.
+
+        Another one looked, and found nothing, since this one began to wait.
+        """
+        return self._worker.is_waiting and any(
+            other.done_at is not None and other.done_at > self._begun_at for other in others
+        )
+
     @property
     def shown(self) -> tuple[int, int]:
         """Images embedded and failed, in all its lives."""
@@ -104,6 +140,8 @@ class Keeper:
                 self._live_on()
             except BaseException as error:  # noqa: BLE001 - the caller raises it
                 self.bug = error
+            finally:
+                self._worker.close()
 
     def _live_on(self) -> None:
         fruitless = 0
@@ -112,9 +150,12 @@ class Keeper:
             self._shown_before = self.shown
             self._report = Report()
             task = replace(task, run_ids={name: RunId(uuid4()) for name in task.models})
+            self._begun_at = time.monotonic()
             end = self._worker.run(task, self._hear)
             life = self._life(task, end)
             if end.code is not ExitCode.FAILED:
+                if end.code is ExitCode.OK and task.limit is None:
+                    self.done_at = time.monotonic()
                 self.lives.append(life)
                 return
             recorded = any(result.figures.done + result.figures.failed for result in life)

@@ -46,13 +46,16 @@ def places(settings: Settings, environment: Mapping[str, str], *, limit: int | N
         TemporaryError: Devices cannot be counted.
     """
     devices = _devices(settings, environment)
-    asked = settings.extract.workers
+    asked = settings.extract.workers or 1
     workers = max(1, len(devices)) if asked == "auto" else asked
     check_requests(settings.download, workers, option=f"--workers {asked}")
+    cores = usable_cores()
     limits = [None] * workers if limit is None else split(limit, workers)
     return [
         Place(
-            settings=part(settings, number, workers, cores=usable_cores()),
+            settings=share_machine(
+                share_requests(settings, number, workers), number, workers, cores=cores
+            ),
             environment=dict(environment)
             | ({_VISIBLE: devices[number % len(devices)]} if devices else {}),
             limit=limits[number],
@@ -84,34 +87,34 @@ def split(total: int, parts: int) -> list[int]:
     return [each + (number < more) for number in range(parts)]
 
 
-def part(settings: Settings, number: int, workers: int, *, cores: int) -> Settings:
-    """The settings of one of `workers` that share `cores` of a machine; `number` from 0."""
+def share_requests(settings: Settings, number: int, workers: int) -> Settings:
+    """The settings with one worker's part of the requests to hosts; `number` from 0."""
+    download = settings.download
+    pace = download.requests_per_second
+    shares = {
+        "concurrency": split(download.concurrency, workers)[number],
+        "per_host": split(download.per_host, workers)[number],
+        "requests_per_second": None if pace is None else pace / workers,
+    }
+    return settings.model_copy(update={"download": download.model_copy(update=shares)})
+
+
+def share_machine(settings: Settings, number: int, workers: int, *, cores: int) -> Settings:
+    """The settings with one worker's part of cores and memory, at least one of each."""
 
     def mine(total: int) -> int:
         return max(1, split(total, workers)[number])
 
-    download, decode = settings.download, settings.decode
-    embed, extract = settings.embed, settings.extract
-    pace = download.requests_per_second
+    decode, embed, extract = settings.decode, settings.embed, settings.extract
+    passes = {
+        "workers": None if embed.workers is None else mine(embed.workers),
+        "threads": mine(embed.threads or cores),
+    }
     return settings.model_copy(
         update={
-            "download": download.model_copy(
-                update={
-                    "concurrency": mine(download.concurrency),
-                    "per_host": mine(download.per_host),
-                    "requests_per_second": None if pace is None else pace / workers,
-                }
-            ),
             "decode": decode.model_copy(update={"workers": mine(decode.workers or cores)}),
-            "embed": embed.model_copy(
-                update={
-                    "workers": None if embed.workers is None else mine(embed.workers),
-                    "threads": mine(embed.threads or cores),
-                }
-            ),
-            "extract": extract.model_copy(
-                update={"memory_budget": mine(extract.memory_budget), "workers": 1}
-            ),
+            "embed": embed.model_copy(update=passes),
+            "extract": extract.model_copy(update={"memory_budget": mine(extract.memory_budget)}),
         }
     )
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import IO, cast
 
 from visual_search.errors import ExitCode
 from visual_search.settings import Settings
@@ -16,16 +16,6 @@ from visual_search.workers.keeper import End, Worker
 from visual_search.workers.placement import places
 from visual_search.workers.report import Report
 from visual_search.workers.task import Task, pack_settings
-
-# All others are deaths.
-_FORESEEN: Final = (
-    ExitCode.OK,
-    ExitCode.USAGE,
-    ExitCode.FAILURE_RATE,
-    ExitCode.TEMPORARY,
-    ExitCode.INTERRUPTED,
-    ExitCode.TERMINATED,
-)
 
 
 def hire_processes(
@@ -68,6 +58,8 @@ class WorkerProcess:
     The child's standard input has its task, then signals to obey; it ends when we do, however that
     happens, and then the child drains. Its logs go where ours go.
     """
+
+    is_waiting = False
 
     def __init__(self, environment: Mapping[str, str], *, debug: bool = False) -> None:
         """Nothing is started yet.
@@ -122,6 +114,9 @@ class WorkerProcess:
         with self._writing:
             self._write(bytes([number]))
 
+    def close(self) -> None:
+        """Nothing is left of a child that has ended."""
+
     def _write(self, request: bytes) -> None:
         if self._requests is not None:
             # It may have ended.
@@ -131,11 +126,9 @@ class WorkerProcess:
 
 
 def _end(code: int) -> End:
-    if code in _FORESEEN:
-        return End(code=ExitCode(code), how=f"its process ended with exit code {code}")
     how = f"its process ended with exit code {code}"
     if code < 0:
         how = f"its process died of {signal.Signals(-code).name}"
     if code == -signal.SIGKILL:
         how += ", as when memory runs out"
-    return End(code=ExitCode.FAILED, how=how)
+    return End.of(code, how)

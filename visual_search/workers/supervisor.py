@@ -105,6 +105,10 @@ def _watch(
     while any(keeper.is_at_work for keeper in keepers):
         time.sleep(_POLL_S)
         show(sum(keeper.shown[0] for keeper in keepers), sum(keeper.shown[1] for keeper in keepers))
+        at_work = [keeper for keeper in keepers if keeper.is_at_work]
+        if all(keeper.is_done_by(keepers) for keeper in at_work):
+            for keeper in at_work:
+                keeper.drain(signal.SIGTERM)
         if stop.exit_code is not None and not draining:
             draining = True
             log.info("draining", seconds=settings.extract.drain_s)
