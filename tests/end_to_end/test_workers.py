@@ -26,6 +26,7 @@ IMAGES = 1_000
 # Leases so long that whatever is rescued, is not rescued by their end. Whoever begins while another
 # one brings the model's queue up to date, has to wait a moment.
 PATIENT = {
+    "VSEARCH_EMBED__BATCH_SIZE": "4",
     "VSEARCH_EXTRACT__LEASE_S": "600",
     "VSEARCH_EXTRACT__SHARD_ROWS": "4",
     "VSEARCH_EXTRACT__WAIT_S": "30",
@@ -152,6 +153,7 @@ def test_a_killed_worker_is_started_again_and_its_images_go_to_whoever_is_free(
     assert place.rows("SELECT sum(done) FROM runs") == [(201,)]
 
 
+@pytest.mark.long
 def test_a_signal_drains_all_workers(place: Workplace) -> None:
     SlowServer(place)
     with place.start("extract", "--model", "tiny", "--workers", "2", **PATIENT) as command:

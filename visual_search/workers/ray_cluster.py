@@ -186,9 +186,9 @@ def _within(room: Room, settings: Settings) -> Settings:
 class RayWorker:
     """An actor, as the supervisor sees it.
 
-    When it dies Ray starts it again, wherever there is room. Its task is given to it anew by its
-    keeper and not by Ray (`max_task_retries`): what it held is given back before, and what it had
-    done is taken off its limit.
+    When it dies Ray starts it again, wherever there is room, and only its questions wait for that
+    (`max_task_retries`). Its task is given to it anew by its keeper: what it held is given back
+    before, and what it had done is taken off its limit.
     """
 
     def __init__(self, room: Room, prepare: Callable[[], None]) -> None:
@@ -201,7 +201,7 @@ class RayWorker:
                 num_cpus=room.cpus,
                 num_gpus=room.gpus,
                 max_restarts=-1,
-                max_task_retries=0,
+                max_task_retries=-1,
                 max_concurrency=_THREADS,
                 scheduling_strategy="SPREAD",
                 runtime_env={"env_vars": _ENVIRONMENT},
@@ -212,39 +212,51 @@ class RayWorker:
         self.is_waiting = True
 
     def run(self, task: Task, on_report: Callable[[Report], None]) -> End:
-        """Have the actor do a task, wherever Ray puts it."""
-        self.is_waiting = True
-        done = self._actor.work.remote(task)
-        asked = self._actor.report.remote()
+        """Have the actor do a task, once Ray has found room for it."""
         try:
-            while not (self._drained.is_set() and self.is_waiting):
+            if not self._finds_room():
+                return End(code=ExitCode.OK, how="there was no room for it")
+            done = self._actor.work.options(max_task_retries=0).remote(task)
+            asked = self._actor.report.remote()
+            while True:
                 ready, _ = self._ray.wait([done, asked], timeout=_POLL_S)
                 if done in ready:
-                    code, report = self._ray.get(done)
-                    on_report(report)
-                    if code is ExitCode.FAILED:
-                        self._restart()
-                    return End.of(code, f"its task ended with exit code {code}")
+                    break
                 if asked in ready:
                     on_report(self._ray.get(asked))
-                    self.is_waiting = False
                     time.sleep(_POLL_S)
                     asked = self._actor.report.remote()
+            code, report = self._ray.get(done)
         except self._ray.exceptions.RayError as error:
             # Its words may quote what the worker knows.
             self._restart()
             return End(code=ExitCode.FAILED, how=f"its actor is gone ({type(error).__name__})")
-        return End(code=ExitCode.OK, how="there was no room for it")
+        on_report(report)
+        if code is ExitCode.FAILED:
+            self._restart()
+        return End.of(code, f"its task ended with exit code {code}")
 
     def drain(self, number: signal.Signals) -> None:
         """Pass a signal on; an actor that has no room yet is wanted no more."""
         self._drained.set()
         if not self.is_waiting:
-            self._actor.drain.remote(_CODES[number])
+            self._actor.drain.options(max_task_retries=0).remote(_CODES[number])
 
     def close(self) -> None:
         """Give its room to others."""
         self._ray.kill(self._actor)
+
+    def _finds_room(self) -> bool:
+        """Wait until the actor runs somewhere. False: it need not any more."""
+        self.is_waiting = True
+        here = self._actor.report.remote()
+        while not self._drained.is_set():
+            ready, _ = self._ray.wait([here], timeout=_POLL_S)
+            if ready:
+                self._ray.get(here)
+                self.is_waiting = False
+                return True
+        return False
 
     def _restart(self) -> None:
         """See that no task of an actor that only seems to be gone goes on."""
