@@ -175,7 +175,7 @@ def prepare(
     Returns:
         The model; its result if there is nothing to do, or if it cannot be done.
     """
-    prepared = _prepare(database, settings, name, retry_failed=retry_failed)
+    prepared = _prepare(database, settings, name, retry_failed=retry_failed, checks=None)
     return prepared if isinstance(prepared, ModelResult) else prepared.model
 
 
