@@ -151,6 +151,7 @@ def test_a_killed_worker_is_started_again_and_its_images_go_to_whoever_is_free(
     outcomes = place.rows("SELECT outcome, count(*) FROM runs GROUP BY 1 ORDER BY 1")
     assert outcomes == [("completed", 2), ("failed", 1)]
     assert place.rows("SELECT sum(done) FROM runs") == [(201,)]
+    assert place.server.peak <= 8
 
 
 @pytest.mark.long
@@ -168,6 +169,7 @@ def test_a_signal_drains_all_workers(place: Workplace) -> None:
     assert 0 < status.done < IMAGES
     assert status.claimed == 0
     assert f"tiny: {status.done} done" in out
+    assert place.server.peak == 8, "requests to a host at once, of all workers together"
 
 
 @pytest.mark.long
