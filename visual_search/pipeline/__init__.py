@@ -1,40 +1,34 @@
 """The only part that knows the order: claim, download, decode, embed, shard, record.
 
-`extract` finds out for which models there is something to do, and runs them together: `run.py`
-holds the threads, `feeder.py`, `decoding.py`, `embedding.py` and `recorder.py` say what they do,
-`model_run.py` what each model has to itself.
+`extract` runs the models that have something to do together. `preparing.py` finds out which those
+are, and has their weights ready; `run.py` holds the threads, `feeder.py`, `decoding.py`,
+`embedding.py` and `recorder.py` say what they do, `model_run.py` what each model has to itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import structlog
 from sqlalchemy import Connection
 
-from visual_search import claim, failures, models, record, refresh, runs, status
+from visual_search import refresh, runs, status
 from visual_search.database.connection import Database
 from visual_search.database.schema import RunOutcome
-from visual_search.errors import ExitCode, InternalError, ModelError, RunError, StoppedError
+from visual_search.errors import ExitCode, InternalError, RunError, StoppedError
 from visual_search.images import RunId
 from visual_search.metrics.exporter import Exporter
-from visual_search.models import registry, weights
-from visual_search.models.artefacts import obtain_artefact
 from visual_search.models.registry import RegisteredModel
-from visual_search.models.runtimes import check_runtime
-from visual_search.models.spec import ModelPrecision, ModelSpec
-from visual_search.pipeline import quantise
-from visual_search.pipeline.checks import Checks, begin_checks, count_checks, finish_checks
+from visual_search.pipeline.checks import Checks, finish_checks
+from visual_search.pipeline.preparing import Plan, Ready, plan, prepare_model
+from visual_search.pipeline.results import ModelResult, gravest
 from visual_search.pipeline.signals import StopSignals
 from visual_search.progress import Progress
-from visual_search.refresh import Refresh
 from visual_search.runs import RunFigures
 from visual_search.settings import Settings
-from visual_search.shard import prepare_output
 from visual_search.storage import open_storage
 
 if TYPE_CHECKING:
@@ -42,41 +36,7 @@ if TYPE_CHECKING:
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Several models end with the gravest of their exit codes, in this order.
-_GRAVEST: Final = (
-    ExitCode.INTERRUPTED,
-    ExitCode.TERMINATED,
-    ExitCode.USAGE,
-    ExitCode.FAILED,
-    ExitCode.TEMPORARY,
-    ExitCode.FAILURE_RATE,
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelResult:
-    """How the work for one model ended.
-
-    Attributes:
-        checked: Vectors were checked, instead of images embedded that have none.
-        run_id: `None` where there was nothing to do, or no run could start.
-        waiting: Images that are pending but not due yet; or vectors that are still to be checked.
-        due_in_s: Seconds until the first of them is due.
-        any_failed: Whether images, of this run or an earlier one, are failed now.
-        error: The one sentence of what stopped it.
-    """
-
-    model: str
-    checked: bool = False
-    model_id: str | None = None
-    run_id: RunId | None = None
-    figures: RunFigures = field(default_factory=RunFigures)
-    shards: int = 0
-    waiting: int = 0
-    due_in_s: float | None = None
-    any_failed: bool = False
-    exit_code: ExitCode = ExitCode.OK
-    error: str | None = None
+__all__ = ["ModelResult", "Overseer", "Plan", "extract", "gravest", "plan", "prepare"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,12 +100,12 @@ def extract(
         _bound(run_ids),
         Exporter(settings.metrics, settings.home, tells_success=overseer is None) as metrics,
     ):
-        ready: dict[RunId, _Ready] = {}
+        ready: dict[RunId, Ready] = {}
         for name in names:
             if stop.exit_code is not None:
                 break
             with _bound({name: run_ids[name]}):
-                prepared = _prepare(
+                prepared = prepare_model(
                     database, settings, name, retry_failed=retry_failed, checks=checks
                 )
             if isinstance(prepared, ModelResult):
@@ -175,17 +135,8 @@ def prepare(
     Returns:
         The model; its result if there is nothing to do, or if it cannot be done.
     """
-    prepared = _prepare(database, settings, name, retry_failed=retry_failed, checks=None)
+    prepared = prepare_model(database, settings, name, retry_failed=retry_failed, checks=None)
     return prepared if isinstance(prepared, ModelResult) else prepared.model
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Ready:
-    """A model that has something to do, and its file of weights, if it needs one."""
-
-    model: RegisteredModel
-    weights: Path | None
-    refresh: Refresh | None
 
 
 def _bound(run_ids: Mapping[str, RunId]) -> AbstractContextManager[None]:
@@ -195,163 +146,10 @@ def _bound(run_ids: Mapping[str, RunId]) -> AbstractContextManager[None]:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What `extract` would do for a model: how many images it could claim, or check, now.
-
-    Attributes:
-        model_id: `None` where the model would be quantised first.
-    """
-
-    model: str
-    model_id: str | None
-    claimable: int
-
-
-def plan(
-    database: Database, settings: Settings, name: str, *, checks: Checks | None = None
-) -> Plan:
-    """What `extract` would do for a model; nothing is changed, nothing loaded."""
-    spec = resolve_model(database, settings, name)
-    asked = settings.embed.precision != "auto"
-
-    def step(connection: Connection) -> int | None:
-        known = registry.admit(connection, spec, asked=asked)
-        if checks is not None:
-            return 0 if known is None else count_checks(connection, known, checks)
-        return None if known is None else status.count_claimable(connection, known.model_key)
-
-    claimable = database.run(step)
-    return Plan(
-        model=name,
-        model_id=None if spec.awaits_quantisation else spec.model_id,
-        claimable=status.count_images(database) if claimable is None else claimable,
-    )
-
-
-def gravest(results: Sequence[ModelResult]) -> ExitCode:
-    """The exit code of several models."""
-    codes = {result.exit_code for result in results}
-    return next((code for code in _GRAVEST if code in codes), ExitCode.OK)
-
-
-def resolve_model(database: Database, settings: Settings, name: str) -> ModelSpec:
-    """The spec a name stands for, here and now.
-
-    Precision: as asked for; else that of the active model; else as its table says; else what this
-    device does fast. Torch is imported only in the last case. Of int8, it is a recipe until a model
-    was made by it.
-
-    Raises:
-        ModelError: There is no such model, or not in this precision.
-        SettingsError: The runtime asked for cannot compute it.
-    """
-    precision = _precision(database, settings, name)
-    spec = models.resolve(name, settings.models, precision=precision, home=settings.home)
-    if precision == "int8" != spec.precision:
-        raise ModelError(
-            f"the table of {name!r} says precision = {spec.precision!r}; take that line out of it "
-            "for --precision int8"
-        )
-    asked = settings.embed
-    check_runtime(spec.precision, asked.runtime, asked.device, compiled=asked.compile)
-    return quantise.find_quantised(database, spec) if precision == "int8" else spec
-
-
-def _precision(database: Database, settings: Settings, name: str) -> ModelPrecision:
-    asked = settings.embed.precision
-    if asked != "auto":
-        return asked
-    active = database.run(lambda connection: registry.active(connection, name))
-    if active is not None:
-        return active.spec.precision
-    stated = models.find_table(name, settings.models).precision
-    if stated != "auto":
-        return stated
-    from visual_search import embed  # noqa: PLC0415 - imports torch
-
-    device = embed.choose_device(settings.embed.device)
-    return "bf16" if embed.does_bf16_fast(device) else "fp32"
-
-
-def _prepare(
-    database: Database,
-    settings: Settings,
-    name: str,
-    *,
-    retry_failed: bool,
-    checks: Checks | None,
-) -> _Ready | ModelResult:
-    """Register a model and get its weights; a result if it has nothing to do, or cannot."""
-    try:
-        asked = settings.embed.precision != "auto"
-        spec = resolve_model(database, settings, name)
-        storage = open_storage(settings.output_uri, settings.storage)
-        known = database.run(lambda c: registry.admit(c, spec, asked=asked))
-        if checks is not None and known is None:
-            return ModelResult(model=name, checked=True)
-        if known is None:
-            # A model whose weights cannot be had is not registered.
-            weights.obtain(spec, settings.weights, home=settings.home)
-            # Another machine may have registered the name meanwhile, at its own fast precision.
-            spec = resolve_model(database, settings, name)
-            if spec.awaits_quantisation:
-                spec = quantise.make_quantised(database, settings, spec, storage)
-        model = database.run(lambda c: registry.register(c, spec, asked=asked))
-        if retry_failed:
-            database.run(lambda c: failures.retry_failed(c, model_key=model.model_key))
-        begun = None
-        if checks is not None:
-            begun = begin_checks(database, model, checks)
-            if begun is None:
-                return ModelResult(model=name, model_id=model.model_id, checked=True)
-        else:
-            idle = _nothing_to_do(database, settings, model)
-            if idle is not None:
-                return idle
-        if spec.precision == "int8":
-            path: Path | None = obtain_artefact(storage, spec, home=settings.home)
-        else:
-            path = weights.obtain(spec, settings.weights, home=settings.home)
-        prepare_output(storage, database.run(record.catalogue_id))
-    except RunError as error:
-        return ModelResult(
-            model=name,
-            checked=checks is not None,
-            exit_code=error.exit_code,
-            error=str(error),
-        )
-    return _Ready(model=model, weights=path, refresh=begun)
-
-
-def _nothing_to_do(
-    database: Database, settings: Settings, model: RegisteredModel
-) -> ModelResult | None:
-    """The result of a run that need not start; no model is loaded to find out."""
-
-    def step(connection: Connection) -> ModelResult | None:
-        claim.rescue_images(connection, model.model_key, lease_s=settings.extract.lease_s)
-        if claim.is_behind(connection, model.model_key):
-            return None
-        outlook = claim.look_out(connection, model.model_key)
-        soon = outlook.next_in_s
-        if soon is not None and soon <= settings.extract.wait_s:
-            return None
-        return ModelResult(
-            model=model.name,
-            model_id=model.model_id,
-            waiting=claim.count_pending(connection, model.model_key),
-            due_in_s=outlook.due_in_s,
-            any_failed=status.has_failures(connection, model.model_key),
-        )
-
-    return database.run(step)
-
-
 def _run(
     database: Database,
     settings: Settings,
-    ready: Mapping[RunId, _Ready],
+    ready: Mapping[RunId, Ready],
     *,
     stop: StopSignals,
     limit: int | None,
