@@ -303,7 +303,7 @@ def list_shards(connection: Connection, *, model: str | None = None) -> list[Sha
         """),
         {"model": model},
     )
-    return [_shard_record(row) for row in rows]
+    return [shard_record(row) for row in rows]
 
 
 def discard_shard(connection: Connection, shard_id: ShardId) -> int:
@@ -366,7 +366,8 @@ def _wait_s(failure: FailedImage, backoff_s: float) -> float:
     return max(failure.jitter * ceiling, failure.retry_after_s or 0)
 
 
-def _shard_record(row: Row[tuple[object, ...]]) -> ShardRecord:
+def shard_record(row: Row[Any]) -> ShardRecord:
+    """The record of a row with the columns of `list_shards`."""
     return ShardRecord(
         shard_id=ShardId(row.shard_id),
         model=row.name,

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, text
 from visual_search.compaction.groups import SmallShard
 from visual_search.database.schema import ShardState
 from visual_search.errors import FencedError, InternalError
-from visual_search.images import ImageId, ModelKey, RunId, ShardId, ShardRecord, WrittenShard
-from visual_search.record import begin_shard
+from visual_search.images import ImageId, ModelKey, RunId, ShardId, WrittenShard
+from visual_search.record import begin_shard, shard_record
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,23 +47,7 @@ def small_shards(connection: Connection, model_key: ModelKey, *, below: int) -> 
         """),
         {"model_key": model_key, "below": below},
     )
-    return [
-        SmallShard(
-            shard=ShardRecord(
-                shard_id=ShardId(row.shard_id),
-                model=row.name,
-                model_id=row.model_id,
-                uri=row.uri,
-                rows=row.rows,
-                removed_rows=row.removed_rows,
-                bytes=row.bytes,
-                sha256=row.sha256,
-                created_at=row.created_at,
-            ),
-            rows=row.counting,
-        )
-        for row in rows
-    ]
+    return [SmallShard(shard=shard_record(row), rows=row.counting) for row in rows]
 
 
 def begin_merge(

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from visual_search.export.destination import Part
 from visual_search.images import ShardId, ShardRecord
 from visual_search.models.registry import RegisteredModel
+from visual_search.record import shard_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +48,11 @@ def find_held(connection: Connection, model: RegisteredModel) -> Held:
     # that the one has counted would be unknown to the other.
     rows = connection.execute(
         text("""
-            SELECT s.shard_id, s.state, s.merged_into, s.uri, s.rows, s.removed_rows,
-                   s.bytes, s.sha256, s.created_at, coalesce(e.rows, 0) AS counting
+            SELECT s.shard_id, m.name, m.model_id, s.uri, s.rows, s.removed_rows, s.bytes,
+                   s.sha256, s.created_at, s.state, s.merged_into,
+                   coalesce(e.rows, 0) AS counting
             FROM shards s
+            JOIN models m USING (model_key)
             LEFT JOIN (
                 SELECT shard_id, count(*) AS rows FROM extractions
                 WHERE model_key = :model_key AND status = 'done' GROUP BY shard_id
@@ -66,16 +69,5 @@ def find_held(connection: Connection, model: RegisteredModel) -> Held:
             given = row.rows - row.removed_rows
             sources.setdefault(ShardId(row.merged_into), []).append((ShardId(row.shard_id), given))
             continue
-        shard = ShardRecord(
-            shard_id=ShardId(row.shard_id),
-            model=model.name,
-            model_id=model.model_id,
-            uri=row.uri,
-            rows=row.rows,
-            removed_rows=row.removed_rows,
-            bytes=row.bytes,
-            sha256=row.sha256,
-            created_at=row.created_at,
-        )
-        shards.append((shard, row.counting))
+        shards.append((shard_record(row), row.counting))
     return Held(shards=shards, sources=sources)
