@@ -149,8 +149,8 @@ MUTANTS = (
     Mutant(
         name="a rescue counts no death",
         path=_LEASES,
-        old="                crashes = crashes + 1,\n",
-        new="",
+        old="THEN now() END,\n                crashes = crashes + 1,\n",
+        new="THEN now() END,\n",
         tests=(_TEST_CLAIM, _TEST_STATE_MACHINE),
     ),
     Mutant(
