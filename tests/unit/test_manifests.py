@@ -66,7 +66,7 @@ def test_every_manifest_belongs_to_something_that_is_applied() -> None:
         used |= {(folder / name).resolve() for name in kustomization.get("resources", ())}
         used |= {folder / patch["path"] for patch in kustomization.get("patches", ())}
     assert {file for file in KUBERNETES.rglob("*") if file.is_file()} <= used
-    assert {folder.name for folder in APPLIED} == {"cpu", "gpu", "import", "migrate"}
+    assert {folder.name for folder in APPLIED} == {"cpu", "gpu", "import", "migrate", "upkeep"}
 
 
 def test_a_patch_or_an_image_for_nothing_is_noticed(tmp_path: Path) -> None:
