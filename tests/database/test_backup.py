@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
+from tests import old_schemas
 from tests.catalogue import add_images, statuses
 from tests.database.test_record import Worker
 from tests.end_to_end.workplace import PROJECT, Workplace
@@ -170,10 +171,10 @@ def test_older_schemas_are_restored_and_what_was_under_way_is_nobodys_fault(
         worker = Worker(database, 5)
         with database.transaction() as connection:
             runs.start_run(connection, run_id=RunId(uuid4()), model_key=worker.model_key)
-        with set_back(database, "9999"), pytest.raises(SchemaError):
+        with said_to_be(database, "9999"), pytest.raises(SchemaError):
             # Said at the backup, not on the day it is needed.
             embedded.back_up(home, folder / "new.backup", schema=SCHEMA)
-        with set_back(database, "0002"):
+        with said_to_be(database, "0002"):
             assert embedded.back_up(home, old, schema=SCHEMA) == "0002"
         worker.commit(5)  # a backup takes nothing from it
         assert statuses(database, worker.model_key) == {"done": 5}
@@ -182,12 +183,7 @@ def test_older_schemas_are_restored_and_what_was_under_way_is_nobodys_fault(
     with opened(other) as database:
         assert migrate.current(database) == "0002"
         with database.transaction() as connection:
-            connection.execute(
-                text("""
-                    ALTER TABLE shards DROP COLUMN held_until, DROP COLUMN merged_into,
-                                       DROP COLUMN superseded_at
-                """)
-            )
+            old_schemas.set_back(connection, "0002")
     with open_database(load_settings(home=other)) as database:
         assert migrate.current(database) == migrate.head()
         assert statuses(database, worker.model_key) == {"pending": 5}
@@ -219,7 +215,7 @@ def test_a_backup_of_a_newer_vsearch_is_refused(
 
 
 @contextmanager
-def set_back(database: Database, revision: str) -> Iterator[None]:
+def said_to_be(database: Database, revision: str) -> Iterator[None]:
     """Meanwhile the schema says that it is of this revision."""
     for each in (revision, migrate.head()):
         with database.transaction() as connection:

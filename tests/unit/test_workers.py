@@ -1,8 +1,11 @@
 """Several workers: what each may take, when one is started again, what they come to together."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -292,6 +295,27 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch)
         ray_cluster(on_cpu(), limit=None, prepare=lambda: None),
     ):
         pass
+
+
+def test_what_ray_has_to_say_goes_where_logs_go(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Talkative(ModuleType):
+        def init(self, **_settings: object) -> None:
+            print("(raylet) a worker died")
+
+        def nodes(self) -> list[dict[str, object]]:
+            return [{"Alive": True, "Resources": {"CPU": 1.0}}]
+
+        def shutdown(self) -> None:
+            print("good bye")
+
+    ray = Talkative("ray")
+    ray.__spec__ = ModuleSpec("ray", None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with ray_cluster(on_cpu(), limit=None, prepare=lambda: None):
+        pass
+    assert capsys.readouterr() == ("", "(raylet) a worker died\ngood bye\n")
 
 
 def test_a_ray_cluster_that_is_not_there_is_told_at_once() -> None:

@@ -1,6 +1,7 @@
 """`vsearch extract`: the main job."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -185,11 +186,14 @@ def _run(
 ) -> list["ModelResult"]:
     from visual_search.pipeline.signals import StopSignals
 
+    # Before an engine takes it for itself.
+    out = sys.stdout
+
     def show(result: "ModelResult") -> None:
         if result.error:
             complain(f"{result.model}: {result.error}")
         if not quiet and (result.run_id or not result.error):
-            typer.echo(sentence(result))
+            typer.echo(sentence(result), file=out)
 
     with _engine(cli, settings, limit, checks) as extract, StopSignals() as stop:
         return extract(

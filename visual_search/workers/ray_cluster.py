@@ -4,10 +4,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -48,6 +49,8 @@ def ray_cluster(
 ) -> Iterator[Hire]:
     """Connected to the cluster of `ray.address`, or to a Ray of this machine's own.
 
+    Meanwhile `sys.stdout` is standard error.
+
     Args:
         settings: Of the command.
         limit: As of `extract`.
@@ -69,7 +72,25 @@ def ray_cluster(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray  # noqa: PLC0415 - an extra
 
-    address = settings.ray.address
+    # Ray prints to standard output what it has to say, and what actors do.
+    with redirect_stdout(sys.stderr):
+        _connect(settings.ray.address)
+        try:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            if settings.database_url is None and len(nodes) > 1:
+                raise SettingsError(
+                    "the embedded database is of this machine, and the Ray cluster has "
+                    f"{len(nodes)} nodes; set VSEARCH_DATABASE_URL to a Postgres that all of them "
+                    "reach"
+                )
+            yield partial(_hire, settings, nodes, limit, prepare)
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    import ray  # noqa: PLC0415 - an extra
+
     try:
         if address is not None:
             _knock(address)
@@ -79,16 +100,6 @@ def ray_cluster(
             f"no Ray cluster answers at {address or 'RAY_ADDRESS'} ({type(error).__name__}); "
             "`ray status --address` there says more"
         ) from error
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if settings.database_url is None and len(nodes) > 1:
-            raise SettingsError(
-                f"the embedded database is of this machine, and the Ray cluster has {len(nodes)} "
-                "nodes; set VSEARCH_DATABASE_URL to a Postgres that all of them reach"
-            )
-        yield partial(_hire, settings, nodes, limit, prepare)
-    finally:
-        ray.shutdown()
 
 
 def _knock(address: str) -> None:
