@@ -368,7 +368,8 @@ def _sentence(error: ErrorDetails, given: dict[str, Any], config: Path | None) -
             hint = "; in the environment a list is written as JSON, like [80, 443]"
         case _:
             hint = ""
-    return f"setting {name!r} ({source}){_shown(path, error['input'])}: {error['msg']}{hint}"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"setting {name!r} ({source}){_shown(path, error['input'])}: {said}{hint}"
 
 
 def _source(path: Sequence[str], given: dict[str, Any], config: Path | None) -> str:

@@ -31,7 +31,7 @@ def shop(place: Workplace) -> Workplace:
 def test_a_report_tells_of_runs_failures_hosts_and_shards(shop: Workplace) -> None:
     ended = shop.vsearch("report")
     assert ended.code == 0, ended
-    path = shop.home / "report.html"
+    path = shop.home / "overview.html"
     assert ended.out == f"{path}\n"
     page = Page(path.read_text())
     assert "2 models, 83.3 % done" in page.text
@@ -67,7 +67,7 @@ def test_a_report_may_be_of_some_models_and_elsewhere(shop: Workplace) -> None:
 
 
 def test_an_older_report_is_replaced(shop: Workplace) -> None:
-    path = shop.home / "report.html"
+    path = shop.home / "overview.html"
     path.write_text("old")
     assert shop.vsearch("report").code == 0
     assert path.read_text().startswith("<!doctype html>")
@@ -76,7 +76,7 @@ def test_an_older_report_is_replaced(shop: Workplace) -> None:
 def test_a_catalogue_without_runs_has_a_report(place: Workplace) -> None:
     place.publish(2)
     assert place.vsearch("report").code == 0
-    assert "No model has run" in Page((place.home / "report.html").read_text()).text
+    assert "No model has run" in Page((place.home / "overview.html").read_text()).text
 
 
 def test_what_cannot_be_written_is_one_sentence(place: Workplace) -> None:
@@ -100,4 +100,4 @@ def test_an_unknown_model_is_one_sentence(place: Workplace) -> None:
     ended = place.vsearch("report", "--model", "nobody")
     assert ended.code == 2
     assert "model 'nobody' has not run on this catalogue" in ended.err
-    assert not (place.home / "report.html").exists()
+    assert not (place.home / "overview.html").exists()

@@ -216,6 +216,11 @@ def test_wrong_value_names_the_file_or_the_command_line_it_came_from(tmp_path: P
     assert "setting 'download.tries' (on the command line) = '99': " in message
 
 
+def test_a_value_that_vsearch_itself_refuses_is_told_in_its_words_alone() -> None:
+    said = complaint(extract={"workers": "zero"})
+    assert said.endswith("= 'zero': it is a number from 1 on, or auto")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

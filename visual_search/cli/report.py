@@ -8,7 +8,8 @@ import typer
 from visual_search.cli.context import CliContext, echo_json
 from visual_search.errors import SettingsError
 
-FILE = "report.html"
+# Not the name of the demo's page, which lies in a home, too.
+FILE = "overview.html"
 
 
 def report(
