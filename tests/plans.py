@@ -37,6 +37,14 @@ class Plan:
             if "Scan" in node["Node Type"] and node.get("Relation Name", "").startswith(table)
         )
 
+    def entries_read(self, table: str) -> int:
+        """Entries of a table's indexes that bitmap scans went through, over all loops."""
+        return sum(
+            int(node["Actual Rows"] * node["Actual Loops"])
+            for node in self.nodes()
+            if node["Node Type"] == "Bitmap Index Scan" and node["Index Name"].startswith(table)
+        )
+
 
 def explain(connection: Connection, work: Callable[[], object]) -> list[Plan]:
     """Run `work`, and once more each statement it sent, explained; all of that is undone."""

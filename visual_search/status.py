@@ -61,8 +61,8 @@ def model_statuses(database: Database) -> list[ModelStatus]:
                 SELECT m.model_key, m.name, m.model_id, catalogue.images AS total,
                     (SELECT coalesce(sum(s.rows - s.removed_rows), 0) FROM shards s
                      WHERE s.model_key = m.model_key AND s.state = 'committed') AS done,
-                    (SELECT count(*) FROM extractions e
-                     WHERE e.model_key = m.model_key AND e.status = 'claimed') AS claimed,
+                    (SELECT count(*) FROM leases l JOIN extractions e USING (lease_token)
+                     WHERE l.model_key = m.model_key AND e.status = 'claimed') AS claimed,
                     (SELECT coalesce(jsonb_object_agg(f.failure_reason, f.images), '{}')
                      FROM (SELECT e.failure_reason, count(*) AS images FROM extractions e
                            WHERE e.model_key = m.model_key AND e.status = 'failed'
@@ -105,8 +105,8 @@ def count_claimable(connection: Connection, model_key: ModelKey) -> int:
             SELECT (SELECT images FROM catalogue)
                  - (SELECT coalesce(sum(rows - removed_rows), 0) FROM shards
                     WHERE model_key = :model_key AND state = 'committed')
-                 - (SELECT count(*) FROM extractions
-                    WHERE model_key = :model_key AND status = 'claimed')
+                 - (SELECT count(*) FROM leases l JOIN extractions e USING (lease_token)
+                    WHERE l.model_key = :model_key AND e.status = 'claimed')
                  - (SELECT count(*) FROM extractions
                     WHERE model_key = :model_key AND status = 'failed')
                  - (SELECT count(*) FROM extractions

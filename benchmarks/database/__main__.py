@@ -1,6 +1,7 @@
 """Measure, print the table, keep figures and plot. See the package."""
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -51,6 +52,9 @@ def main() -> None:
             keys=build(database, settings, asked.images),
             images=asked.images,
         )
+        # As a run does once its model is loaded.
+        gc.collect()
+        gc.freeze()
         for part, measure in _IN_DATABASE.items():
             if part in asked.only:
                 found[part] = _shown(measure(place))

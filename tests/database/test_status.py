@@ -1,16 +1,21 @@
 """Status: numbers that always add up, from one statement."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import cast
 from uuid import uuid4
 
 from sqlalchemy import text
 
 from tests.catalogue import add_images, make_model
+from tests.plans import explain
 from visual_search import claim, failures, runs, status
+from visual_search.claim import Suspicion
 from visual_search.database.connection import Database
 from visual_search.database.schema import RunOutcome
 from visual_search.failures import list_failures
-from visual_search.images import ModelKey, RunId
+from visual_search.images import LeaseToken, ModelKey, RunId
 from visual_search.runs import RunFigures
 
 
@@ -25,7 +30,10 @@ def prepared(database: Database) -> ModelKey:
             text("""
                 UPDATE extractions SET status = 'failed', failure_reason = 'not_found',
                     finished_at = now() WHERE image_id IN (1, 2);
-                UPDATE extractions SET status = 'claimed', lease_token = gen_random_uuid()
+                INSERT INTO leases (lease_token, model_key, run_id, expires_at)
+                VALUES (gen_random_uuid(), :model_key, gen_random_uuid(), now());
+                UPDATE extractions SET status = 'claimed',
+                    lease_token = (SELECT lease_token FROM leases)
                     WHERE image_id = 3;
                 UPDATE extractions SET next_attempt_at = now() + interval '1 h',
                     failure_reason = 'timeout', attempts = 1 WHERE image_id IN (4, 5);
@@ -130,6 +138,39 @@ def test_the_ledger_shows_final_and_waiting_failures_redacted(database: Database
     assert failures[0].next_attempt_at is None
     assert failures[0].finished_at is not None
     assert "secret" not in str(failures)
+
+
+def test_it_reads_only_what_it_counts(database: Database) -> None:
+    """Also in a model's first hours, when the planner knows nothing and claims have come and gone.
+
+    Their entries stay in the index until it is swept; with those of the whole table beside them a
+    planner without statistics once intersected the two.
+    """
+    model_key, run_id, token = make_model(database), RunId(uuid4()), LeaseToken(uuid4())
+    add_images(database, 50_000)
+    with database.transaction() as connection:
+        while claim.seed_images(connection, model_key):
+            pass
+    for rows in (20_000, 100):
+        with database.transaction() as connection:
+            claim.open_lease(
+                connection, token=token, model_key=model_key, run_id=run_id, lease_s=60
+            )
+            claim.claim_images(
+                connection, token=token, model_key=model_key, rows=rows, suspicion=Suspicion.NONE
+            )
+        if rows > 100:
+            with database.transaction() as connection:
+                claim.close_lease(connection, token)
+    with database.transaction() as connection:
+        place = SimpleNamespace(transaction=lambda: nullcontext(connection))
+        for count in (
+            lambda: status.model_statuses(cast("Database", place)),
+            lambda: status.count_claimable(connection, model_key),
+        ):
+            plans = explain(connection, count)
+            read = sum(plan.rows_read("extr") + plan.entries_read("extr") for plan in plans)
+            assert 100 <= read <= 2 * 100
 
 
 def test_failures_are_retried_by_reason(database: Database) -> None:

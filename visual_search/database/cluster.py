@@ -42,7 +42,6 @@ _SERVER_SETTINGS: Final = {
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
-    "wal_compression": "on",
     # There are no replicas, so filling a new table need not be logged.
     "wal_level": "minimal",
     "max_wal_senders": "0",

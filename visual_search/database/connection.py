@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
 from visual_search.database import migrate
+from visual_search.database.arrays import send_lists_as_text
 from visual_search.errors import DatabaseGoneError, NoCatalogueError, SchemaError, SettingsError
 from visual_search.settings import Settings
 
@@ -83,6 +84,7 @@ class Database:
             hide_parameters=True,
             connect_args=_CONNECT_ARGS,
         )
+        send_lists_as_text(self._engine)
 
     @property
     def place(self) -> str:
