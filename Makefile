@@ -14,7 +14,7 @@ PYTEST_FLAGS ?=
 MUTANTS ?=
 IMAGES ?=
 BENCH_FLAGS ?=
-# Tests mostly wait for processes they started, so files of tests run side by side.
+# Files of tests run side by side; tests/conftest.py says how many.
 PARALLEL := --numprocesses auto --dist loadfile
 
 BIN := $(VENV)/bin

@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL
 
 from tests.server import ImageServer
+from visual_search.cores import usable_cores
 from visual_search.database import embedded, migrate
 from visual_search.database.connection import Database, quoted
 
@@ -26,6 +27,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 TEMPLATE = "vsearch_template"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as there are cores: tests mostly wait for processes they started."""
+    return usable_cores() * 3 // 2
 
 
 @pytest.fixture(scope="session")

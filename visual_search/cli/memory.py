@@ -5,9 +5,9 @@ import ctypes
 import sys
 from typing import Final
 
-# By their numbers in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, and M_ARENA_MAX, since the
-# arenas that threads get of their own cannot hold such blocks.
-_OPTIONS: Final = {-1: 1 << 30, -3: 1 << 30, -8: 1}
+# By their numbers in malloc.h: M_TRIM_THRESHOLD, for which -1 is "never", M_MMAP_THRESHOLD, and
+# M_ARENA_MAX, since the arenas that threads get of their own cannot hold such blocks.
+_OPTIONS: Final = {-1: -1, -3: 1 << 30, -8: 1}
 
 
 def keep_freed_memory() -> None:

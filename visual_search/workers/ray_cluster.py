@@ -33,7 +33,7 @@ _THREADS: Final = 3
 # is nothing else in an actor's environment; settings travel with its task.
 _ENVIRONMENT: Final = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 64) - 1),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "OMP_WAIT_POLICY": "PASSIVE",
 }
