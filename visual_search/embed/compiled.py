@@ -27,15 +27,16 @@ class Compiled:
             _check_compiler()
         self._device = device
         self.name = f"{torch_name(network, device)} compiled"
-        options = {
-            # Weights as constants: they are laid out as the processor likes them, once.
-            "freezing": True,
-            # One call into C++ for the whole network. Called one by one from Python, what is
-            # compiled holds the interpreter's lock, and batches side by side wait for each other.
-            "cpp_wrapper": device.type == "cpu",
-        }
         self._network = torch.compile(
-            exported(network, spec).module(), dynamic=False, options=options
+            exported(network, spec).module(),
+            dynamic=False,
+            options={
+                # Weights as constants: they are laid out as the processor likes them, once.
+                "freezing": True,
+                # One call into C++ for the whole network. Called one by one from Python, what is
+                # compiled holds the interpreter's lock, and batches side by side wait for it.
+                "cpp_wrapper": device.type == "cpu",
+            },
         )
 
     def another(self) -> Self:
