@@ -109,7 +109,7 @@ def progress(place: Place) -> Iterator[Figure]:
     untouched = f"extractions_{place.keys[MODELS[0].name]}"
     for model_key in place.keys.values():
         tables.clear_statistics(place.database, f"extractions_{model_key}")
-        # What they leave in the indexes is there until the next sweep.
+        # What these claims leave in the indexes is there until the next sweep.
         worker = Worker(database=place.database, model_key=model_key)
         for _ in range(_GIVEN_BACK // _CLAIM_ROWS):
             worker.claim(_CLAIM_ROWS)

@@ -232,9 +232,10 @@ def test_batch_size_is_the_devices_unless_it_is_stated() -> None:
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("aoti_torch_empty_strided(4, sizes, ...) API call failed at x.h, line 12"),
         MemoryError(),
     ],
-    ids=["cuda", "mps", "cpu", "python"],
+    ids=["cuda", "mps", "cpu", "compiled", "python"],
 )
 def test_a_batch_that_does_not_fit_is_embedded_in_parts(
     monkeypatch: pytest.MonkeyPatch, error: Exception

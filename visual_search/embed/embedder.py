@@ -27,8 +27,14 @@ from visual_search.settings import RuntimeName
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _BATCH_SIZES: Final = {"cpu": 32, "cuda": 256, "mps": 64}
-# What a failed allocation says on mps, in torch on the CPU, and in OpenVINO.
-_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "bad_alloc")
+# What a failed allocation says on mps, in torch on the CPU, in OpenVINO, and in compiled code: it
+# names only the call that failed.
+_OUT_OF_MEMORY: Final = (
+    "out of memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "aoti_torch_empty_strided(",
+)
 # How far, of its length, a vector may lie from torch's: enough for rounding, not for a network
 # that was translated wrongly.
 _ROUNDING: Final = {"fp32": 0.01, "bf16": 0.3}

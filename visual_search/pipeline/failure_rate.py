@@ -71,7 +71,10 @@ class FailureRate:
     def _find_other_hosts(self, connection: Connection) -> bool:
         return bool(
             connection.execute(
-                text("SELECT EXISTS (SELECT FROM images WHERE host <> ALL(:hosts))"),
+                text("""
+                    SELECT EXISTS (SELECT FROM images
+                                   WHERE host <> ALL(CAST(:hosts AS text[])))
+                """),
                 {"hosts": list(self._hosts)},
             ).scalar_one()
         )
