@@ -24,10 +24,8 @@ def send_lists_as_text(engine: Engine) -> None:
         statement: str,
         parameters: Any,
         _context: object,
-        executemany: bool,
+        _executemany: bool,
     ) -> tuple[str, Any]:
-        if executemany:
-            return statement, [_with_texts(each) for each in parameters]
         return statement, _with_texts(parameters)
 
 
@@ -35,7 +33,7 @@ def array_text(values: Iterable[object]) -> str:
     """The text by which Postgres reads an array of these values.
 
     Args:
-        values: Numbers, truth values, text, bytes, UUIDs and nulls.
+        values: Each an int, float, bool, str, bytes, UUID or None.
 
     Raises:
         TypeError: Another kind of value is among them.
