@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import repeat
+from itertools import cycle, islice, repeat
 from typing import Final
 
 import torch
@@ -41,7 +41,7 @@ def main() -> None:
     workers = batches_at_a_time(device)
     embedder = Embedder(*spec_and_weights(job), device, batch_size=max(BATCHES), workers=workers)
     pixels, _ = prepared(job, download(job)[0][: max(BATCHES)])
-    batches = {size: torch.stack(pixels[:size]) for size in BATCHES}
+    batches = {size: torch.stack([*islice(cycle(pixels), size)]) for size in BATCHES}
     measured: dict[int, list[Alone]] = {size: [] for size in BATCHES}
     threads = (threads_for_each(workers),)
     with ThreadPoolExecutor(workers, "embedder", torch.set_num_threads, threads) as pool:

@@ -148,9 +148,10 @@ def test_it_reads_only_what_it_counts(database: Database) -> None:
     """
     model_key, run_id, token = make_model(database), RunId(uuid4()), LeaseToken(uuid4())
     add_images(database, 50_000)
-    with database.transaction() as connection:
-        while claim.seed_images(connection, model_key):
-            pass
+    for key in (model_key, make_model(database, "other")):
+        with database.transaction() as connection:
+            while claim.seed_images(connection, key):
+                pass
     for rows in (20_000, 100):
         with database.transaction() as connection:
             claim.open_lease(

@@ -341,7 +341,7 @@ def _update_products(connection: Connection, lines: pa.StringArray) -> int:
 
 
 def _array(texts: pa.StringArray) -> str:
-    """Texts as Postgres reads an array of them."""
+    """Texts as Postgres reads an array of them: a column at once, not each as a list would be."""
     escaped = pc.replace_substring(pc.replace_substring(texts, "\\", r"\\"), '"', r"\"")
     together = pa.ListArray.from_arrays(pa.array([0, len(escaped)], pa.int32()), escaped)
     (elements,) = pc.binary_join(together, '","')
